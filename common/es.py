@@ -1,0 +1,272 @@
+"""Evolution strategies: noise, fitness shaping, the estimate, and the step size of the noise. Ask → evaluate → tell.
+
+    ĝ = 1/(2Kσ) Σ_i (u_i⁺ − u_i⁻) ε_i          u = shaped losses of θ ± σ ε_i,   θ = (U, V)
+
+(Salimans et al. 2017, arXiv:1703.03864; antithetic pairs as in the brief.) K counts the pairs that survived: a pair with
+a failed member leaves the sum. Noise is never stored: it is addressed by (seed, iteration, global pair id), drawn for a
+tile when the tile is evaluated, and drawn again, on every rank alike, when the update is formed.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.philox import Purpose, gaussian, signs
+from common.rollout import GaussianAdapter, RankOneAdapter
+
+NOISES = ("gaussian", "rank1")
+SHAPINGS = ("raw", "zscore", "centered-rank")
+FAILURES = ("remove", "penalise")
+SIGMA_SCHEDULES = ("fixed", "cosine", "adaptive")
+
+
+# --- Noise -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """ε ~ N(0, I) in all D = 2Nr coordinates: the brief's noise."""
+
+    seed: int
+    size: int
+    rank: int
+
+    CHUNK = 4  # pairs a task of `weighted_sum`: 4 MB at N = 2000, r = 32
+
+    def draw(self, iteration: int, pairs_P: Tensor) -> tuple[Tensor, Tensor]:
+        """(ε_U, ε_V), each float32 (P, N, r), for global pair ids int64 (P,)."""
+        half = self.size * self.rank
+        draw_PD = gaussian(self.seed, Purpose.NOISE, (pairs_P, iteration), 2 * half, pairs_P.device)
+        shape = (len(pairs_P), self.size, self.rank)
+        return draw_PD[:, :half].reshape(shape), draw_PD[:, half:].reshape(shape)
+
+    def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float, sequences: int):
+        """The members θ ± σε of these pairs, ready for a rollout tile."""
+        e_u_PNr, e_v_PNr = self.draw(iteration, pairs_P)
+        return GaussianAdapter(u_Nr, v_Nr, e_u_PNr.to(u_Nr.dtype), e_v_PNr.to(u_Nr.dtype), sigma, sequences)
+
+    def weighted_sum(self, weights_GK: Tensor, iteration: int, map_tasks=map) -> tuple[Tensor, Tensor]:
+        """Σ_i w_gi ε_i for G rows of weights at once: float32 (G, K) → (G, N, r) for U and for V."""
+
+        def partial(chunk):
+            pairs_P, weights_GP = chunk
+            return [torch.einsum("gp,pnr->gnr", weights_GP, e_PNr) for e_PNr in self.draw(iteration, pairs_P)]
+
+        return _sum_chunks(partial, weights_GK, self.CHUNK, (self.size, self.rank), map_tasks)
+
+
+@dataclass(frozen=True)
+class RankOneNoise:
+    """ε_U = a bᵀ, ε_V = c dᵀ with independent ±1 entries: 2(N + r) random bits a pair in place of 2Nr Gaussians.
+
+    Mean zero and identity covariance, which is all that the estimate's first order needs. The idea of low-rank noise is
+    EGGROLL's (Sarkar et al. 2025, "Evolution strategies at the hyperscale").
+    """
+
+    seed: int
+    size: int
+    rank: int
+
+    CHUNK = 1024  # pairs
+
+    def draw(self, iteration: int, pairs_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """a (P, N), b (P, r), c (P, N), d (P, r), float32 ±1, for global pair ids int64 (P,)."""
+        draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), 2 * (self.size + self.rank), pairs_P.device)
+        return draw.split((self.size, self.rank, self.size, self.rank), dim=1)
+
+    def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float, sequences: int):
+        """The members θ ± σε of these pairs, ready for a rollout tile."""
+        factors = (factor.to(u_Nr.dtype) for factor in self.draw(iteration, pairs_P))
+        return RankOneAdapter(u_Nr, v_Nr, *factors, sigma, sequences)
+
+    def weighted_sum(self, weights_GK: Tensor, iteration: int, map_tasks=map) -> tuple[Tensor, Tensor]:
+        """Σ_i w_gi ε_i for G rows of weights at once: float32 (G, K) → (G, N, r) for U and for V, as thin products."""
+
+        def partial(chunk):
+            pairs_P, weights_GP = chunk
+            a_PN, b_Pr, c_PN, d_Pr = self.draw(iteration, pairs_P)
+            sums_u = [a_PN.T @ (weights_P[:, None] * b_Pr) for weights_P in weights_GP]
+            sums_v = [c_PN.T @ (weights_P[:, None] * d_Pr) for weights_P in weights_GP]
+            return torch.stack(sums_u), torch.stack(sums_v)
+
+        return _sum_chunks(partial, weights_GK, self.CHUNK, (self.size, self.rank), map_tasks)
+
+
+def _sum_chunks(partial, weights_GK: Tensor, chunk: int, shape: tuple[int, int], map_tasks) -> tuple[Tensor, Tensor]:
+    """Sum `partial((pairs_P, weights_GP))` over chunks of pairs, always in the order of the pairs."""
+    pairs_K = torch.arange(weights_GK.shape[1], device=weights_GK.device)
+    tasks = list(zip(pairs_K.split(chunk), weights_GK.split(chunk, dim=1), strict=True))
+    sum_u_GNr = torch.zeros((len(weights_GK), *shape), device=weights_GK.device)
+    sum_v_GNr = torch.zeros_like(sum_u_GNr)
+    for part_u_GNr, part_v_GNr in map_tasks(partial, tasks):
+        sum_u_GNr += part_u_GNr
+        sum_v_GNr += part_v_GNr
+    return sum_u_GNr, sum_v_GNr
+
+
+def make_noise(kind: str, seed: int, size: int, rank: int) -> GaussianNoise | RankOneNoise:
+    return {"gaussian": GaussianNoise, "rank1": RankOneNoise}[kind](seed, size, rank)
+
+
+# --- Fitness shaping -------------------------------------------------------------------------------------------------
+
+
+def shape_fitness(losses_M: Tensor, method: str) -> Tensor:
+    """Losses of the surviving members, finite float64 (M,), to utilities (M,); lower loss gives lower utility.
+
+    raw: the losses. zscore: (L − mean) / std. centered-rank: rank / (M − 1) − ½, ties sharing their mean rank.
+    """
+    if method == "raw":
+        return losses_M.clone()
+    if method == "zscore":
+        spread = losses_M.std(correction=0)
+        return (losses_M - losses_M.mean()) / spread if spread > 0 else torch.zeros_like(losses_M)
+    # The mean rank of ties is (number below + number not above − 1) / 2, whatever order a sort would leave them in.
+    ordered_M = losses_M.sort().values
+    below_M = torch.searchsorted(ordered_M, losses_M, side="left")
+    not_above_M = torch.searchsorted(ordered_M, losses_M, side="right")
+    rank_M = (below_M + not_above_M - 1).to(torch.float64) / 2
+    return rank_M / max(len(losses_M) - 1, 1) - 0.5
+
+
+@dataclass(frozen=True)
+class PairWeights:
+    """difference_K float64 (K,): u_i⁺ − u_i⁻, zero for pairs that left the update. surviving_K bool (K,)."""
+
+    difference_K: Tensor
+    surviving_K: Tensor
+
+
+def pair_weights(
+    losses_K2: Tensor,
+    failed_K2: Tensor,
+    shaping: str,
+    failure: str = "remove",
+    failure_loss: float = 10.0,
+    loss_clip: float = math.inf,
+) -> PairWeights:
+    """From the members' losses, float64 (K, 2) with signs (+, −), to each pair's weight in the estimate.
+
+    failure "remove": a pair with a failed member (failed_K2) leaves the update. "penalise": a failed member gets
+    `failure_loss`, as in the brief, and takes part. Losses are clipped at `loss_clip` before shaping.
+    """
+    if failure == "penalise":
+        losses_K2 = torch.where(failed_K2, failure_loss, losses_K2)
+        surviving_K = torch.ones(len(losses_K2), dtype=torch.bool)
+    else:
+        surviving_K = ~failed_K2.any(dim=1)
+    difference_K = torch.zeros(len(losses_K2), dtype=torch.float64)
+    if surviving_K.any():
+        survivors_M = losses_K2[surviving_K].clamp(max=loss_clip).flatten()
+        utilities_P2 = shape_fitness(survivors_M, shaping).unflatten(0, (-1, 2))
+        difference_K[surviving_K] = utilities_P2[:, 0] - utilities_P2[:, 1]
+    return PairWeights(difference_K, surviving_K)
+
+
+# --- The estimate ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """grad_u_Nr, grad_v_Nr float32 (N, r): ĝ. norm: |ĝ|. half_cosine: cosine between the estimates of the even and of
+    the odd pairs (NaN where a half is zero); for two halves of cosine c each to the true gradient its expectation is c².
+    """
+
+    grad_u_Nr: Tensor
+    grad_v_Nr: Tensor
+    norm: float
+    half_cosine: float
+
+
+def estimate_gradient(noise, weights: PairWeights, iteration: int, sigma: float, device, map_tasks=map) -> Estimate:
+    """ĝ of this iteration, formed from regenerated noise; the same bits on every rank.
+
+    Raises ZeroDivisionError if no pair survived: the caller has to skip the update.
+    """
+    surviving = int(weights.surviving_K.sum())
+    scaled_K = weights.difference_K / (2 * surviving * sigma)
+    even_K = torch.arange(len(scaled_K)) % 2 == 0
+    halves_GK = torch.stack((scaled_K * even_K, scaled_K * ~even_K)).to(device, torch.float32)
+    sum_u_GNr, sum_v_GNr = noise.weighted_sum(halves_GK, iteration, map_tasks)
+    halves_GD = torch.cat((sum_u_GNr.flatten(1), sum_v_GNr.flatten(1)), dim=1).to(torch.float64)
+    (even_even, even_odd), (_, odd_odd) = (halves_GD @ halves_GD.T).tolist()
+    norms = math.sqrt(even_even * odd_odd)
+    return Estimate(
+        grad_u_Nr=sum_u_GNr[0] + sum_u_GNr[1],
+        grad_v_Nr=sum_v_GNr[0] + sum_v_GNr[1],
+        norm=math.sqrt(even_even + 2 * even_odd + odd_odd),
+        half_cosine=even_odd / norms if norms > 0 else math.nan,
+    )
+
+
+def expected_cosine(pairs: int, dimensions: int, batch_noise: float = 1.0, own_data: bool = False) -> float:
+    """Cosine of ĝ to the gradient of the expected loss, with antithetic noise of D dimensions.
+
+    batch_noise: ρ = |g_B|² / |g|², how much longer a minibatch's gradient is than the true one. Shared minibatch:
+    √(K / (ρ (K + D))); own data for each pair: √(K / (K + D ρ)). With ρ = 1, the cosine to the minibatch's own gradient.
+    """
+    if own_data:
+        return math.sqrt(pairs / (pairs + dimensions * batch_noise))
+    return math.sqrt(pairs / (batch_noise * (pairs + dimensions)))
+
+
+# --- The size of the noise -------------------------------------------------------------------------------------------
+
+
+class Sigma:
+    """σ over the run: fixed; a cosine from `start` to `end`; or adapted to what happens.
+
+    Adaptive, looked at every `window` iterations: more than `failing` of the members failed → σ is multiplied by
+    `down`; else, if the window's mean loss is not below the last window's by a share of `progress` → multiplied by `up`.
+    σ stays within a factor of ten of its start. State is plain numbers, so that a checkpoint can hold it.
+    """
+
+    def __init__(
+        self,
+        schedule: str,
+        start: float,
+        end: float,
+        iterations: int,
+        window: int = 20,
+        failing: float = 0.1,
+        progress: float = 0.001,
+        down: float = 0.7,
+        up: float = 1.1,
+    ):
+        self.schedule, self.start, self.end, self.iterations = schedule, start, end, iterations
+        self.window, self.failing, self.progress, self.down, self.up = window, failing, progress, down, up
+        self.value = start
+        self.losses: list[float] = []
+        self.failed: list[float] = []
+        self.last_mean: float | None = None
+
+    def at(self, iteration: int) -> float:
+        """σ of a 1-based iteration."""
+        if self.schedule == "cosine":
+            done = (iteration - 1) / max(self.iterations - 1, 1)
+            return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
+        return self.value
+
+    def update(self, loss: float, failed_share: float) -> None:
+        """Tell it one iteration: mean loss of the unperturbed parameters, share of members that failed."""
+        if self.schedule != "adaptive":
+            return
+        self.losses.append(loss)
+        self.failed.append(failed_share)
+        if len(self.losses) < self.window:
+            return
+        mean_loss = math.fsum(self.losses) / self.window
+        if math.fsum(self.failed) / self.window > self.failing:
+            self.value = max(self.value * self.down, self.start / 10)
+        elif self.last_mean is not None and not mean_loss < self.last_mean * (1 - self.progress):
+            self.value = min(self.value * self.up, self.start * 10)
+        self.last_mean, self.losses, self.failed = mean_loss, [], []
+
+    def state_dict(self) -> dict:
+        return {"value": self.value, "losses": self.losses, "failed": self.failed, "last_mean": self.last_mean}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value, self.last_mean = state["value"], state["last_mean"]
+        self.losses, self.failed = list(state["losses"]), list(state["failed"])

@@ -1,0 +1,195 @@
+"""How a model is scored: errors by target frame, a refitted ridge readout, and the predictors that know no reservoir.
+
+Every predictor is scored on the same targets, frames 2 … T+1, and on frame T+1 alone. Errors are mean squared errors over
+sequences and the 128 standardised dimensions, divided by `Embeddings.error_scale()`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.dist import Workers
+from common.encoder import EMBEDDING
+from common.problem import Embeddings
+from common.rollout import Rollout, SharedAdapter
+
+TILE = 128  # sequences
+RIDGE_TILE = 64
+RIDGE_SEQUENCES = 4000
+PENALTIES = tuple(10.0**power for power in range(-6, 1))  # relative to the mean diagonal of the Gram matrix
+
+
+@dataclass(frozen=True)
+class Score:
+    """by_frame_T float64 (T,): MSE on target frames 2 … T+1."""
+
+    by_frame_T: Tensor
+
+    @property
+    def mse(self) -> float:
+        return float(self.by_frame_T.mean())
+
+    @property
+    def last_frame(self) -> float:
+        return float(self.by_frame_T[-1])
+
+
+def sequence_tiles(count: int, size: int) -> list[tuple[Tensor, int]]:
+    """Index tiles of one fixed size: (int64 (size,), number that count). The last tile repeats its last index as padding."""
+    starts = range(0, count, size)
+    return [(torch.arange(s, s + size).clamp(max=count - 1), min(size, count - s)) for s in starts]
+
+
+def inputs_and_targets(z_BFE: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T+1, 128) → inputs z_1 … z_T and targets z_2 … z_{T+1}, each (T, 128, B)."""
+    z_FEB = z_BFE.permute(1, 2, 0).contiguous()
+    return z_FEB[:-1], z_FEB[1:]
+
+
+def score(
+    rollout: Rollout,
+    u_Nr: Tensor,
+    v_Nr: Tensor,
+    decoder: torch.nn.Linear,
+    embeddings: Embeddings,
+    split: str,
+    workers: Workers,
+) -> Score:
+    """Score the unperturbed parameters with their decoder on a whole split, its tiles shared among all ranks."""
+    tiles = sequence_tiles(embeddings.sizes[split], TILE)
+    u_Nr, v_Nr = u_Nr.to(rollout.dtype), v_Nr.to(rollout.dtype)
+
+    def evaluate(tile: int) -> Tensor:
+        index_B, valid = tiles[tile]
+        input_TEB, target_TEB = inputs_and_targets(embeddings.get(split, index_B))
+        drive_TNDSB = rollout.drive(input_TEB)[:, :, None, None]
+        adapter = SharedAdapter(u_Nr, v_Nr)
+        result = rollout.errors(
+            adapter, drive_TNDSB, target_TEB[:, :, None, None], decoder.weight, decoder.bias, (1, 1, TILE)
+        )
+        return result.error_TC[:, :valid].sum(dim=1)
+
+    steps = embeddings.problem.sequence_length
+    total_T = workers.run_tiles(evaluate, len(tiles), steps).sum(dim=0)
+    return Score(total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale()))
+
+
+# --- Ridge -----------------------------------------------------------------------------------------------------------
+
+
+class NormalEquations:
+    """Streaming ridge regression y ≈ W x + c: sums in float64, products in the dtype of the features."""
+
+    def __init__(self, features: int, targets: int = EMBEDDING):
+        self.gram_FF = torch.zeros(features + 1, features + 1, dtype=torch.float64)
+        self.cross_FE = torch.zeros(features + 1, targets, dtype=torch.float64)
+
+    @staticmethod
+    def products(x_FM: Tensor, y_EM: Tensor) -> tuple[Tensor, Tensor]:
+        """(x 1)ᵀ(x 1) and (x 1)ᵀ y of M samples, features and targets along the first axis."""
+        x_FM = torch.cat((x_FM, x_FM.new_ones(1, x_FM.shape[1])))
+        return x_FM @ x_FM.T, x_FM @ y_EM.T
+
+    def add(self, products: tuple[Tensor, Tensor]) -> None:
+        self.gram_FF += products[0].cpu()
+        self.cross_FE += products[1].cpu()
+
+    def solve(self, penalty: float) -> Tensor:
+        """float64 (F+1, E), the last row the constant; the constant is not penalised."""
+        diagonal_F = self.gram_FF.diagonal()[:-1].mean() * penalty * torch.ones(len(self.gram_FF), dtype=torch.float64)
+        diagonal_F[-1] = 0
+        return torch.linalg.solve(self.gram_FF + torch.diag(diagonal_F), self.cross_FE)
+
+
+def fit_ridge(
+    train: Iterable[tuple[Tensor, Tensor]], validation_error: Callable[[Tensor], float], features: int
+) -> tuple[Tensor, float]:
+    """Fit on the products of `train`, choose the penalty by `validation_error(weights)`; returns (weights, penalty)."""
+    equations = NormalEquations(features)
+    for products in train:
+        equations.add(products)
+    candidates = [(equations.solve(penalty), penalty) for penalty in PENALTIES]
+    return min(candidates, key=lambda candidate: validation_error(candidate[0]))
+
+
+def ridge_score(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, embeddings: Embeddings, map_tiles: Callable) -> Score:
+    """Score of a ridge readout refitted on the states of (u, v): how good is the core, apart from its decoder?
+
+    Fitted on the first RIDGE_SEQUENCES training sequences, penalty chosen on validation. Runs on one rank.
+    """
+
+    def states_and_targets(split: str, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        input_TEB, target_TEB = inputs_and_targets(embeddings.get(split, index_B))
+        states_NTB = rollout.states(u_Nr, v_Nr, rollout.drive(input_TEB))
+        return states_NTB, target_TEB.transpose(0, 1).to(states_NTB.dtype)
+
+    def products(tile: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
+        states_NTB, target_ETB = states_and_targets("train", tile[0][: tile[1]])
+        return NormalEquations.products(states_NTB.flatten(1), target_ETB.flatten(1))
+
+    def squared_error(weights_FE: Tensor, split: str) -> Tensor:
+        weights_FE = weights_FE.to(rollout.device, rollout.dtype)
+
+        def tile_error(tile: tuple[Tensor, int]) -> Tensor:
+            states_NTB, target_ETB = states_and_targets(split, tile[0])
+            prediction_EM = weights_FE[:-1].T @ states_NTB.flatten(1) + weights_FE[-1][:, None]
+            error_TB = (prediction_EM - target_ETB.flatten(1)).square().sum(dim=0).view(states_NTB.shape[1:])
+            return error_TB[:, : tile[1]].to(torch.float64).sum(dim=1).cpu()
+
+        tiles = sequence_tiles(embeddings.sizes[split], RIDGE_TILE)
+        total_T = torch.stack(list(map_tiles(tile_error, tiles))).sum(dim=0)
+        return total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale())
+
+    train_tiles = sequence_tiles(min(RIDGE_SEQUENCES, embeddings.sizes["train"]), RIDGE_TILE)
+    groups = (train_tiles[start : start + 8] for start in range(0, len(train_tiles), 8))  # a Gram matrix is 16 MB
+    train = (result for group in groups for result in map_tiles(products, group))
+    weights_FE, _ = fit_ridge(train, lambda w: float(squared_error(w, "validation").mean()), rollout.size)
+    return Score(squared_error(weights_FE, "test"))
+
+
+# --- Predictors without a reservoir ----------------------------------------------------------------------------------
+
+
+def lagged(z_BFE: Tensor, order: int) -> Tensor:
+    """Features of an AR(order) predictor, float64 (order · 128, T · B): z_t, z_{t−1}, …, zero (the mean) before frame 1."""
+    inputs_EFB = z_BFE[:, :-1].permute(2, 1, 0).to(torch.float64)
+    lags = [torch.nn.functional.pad(inputs_EFB, (0, 0, lag, 0))[:, : inputs_EFB.shape[1]] for lag in range(order)]
+    return torch.cat(lags).flatten(1)
+
+
+def trivial_scores(embeddings: Embeddings) -> dict[str, Score]:
+    """mean, copy_last, ar1, ar3 on the test set; means and regressions from the first RIDGE_SEQUENCES training sequences."""
+    count = min(RIDGE_SEQUENCES, embeddings.sizes["train"])
+    z = {
+        "train": embeddings.get("train", torch.arange(count)),
+        "validation": embeddings.get("validation", torch.arange(embeddings.sizes["validation"])),
+        "test": embeddings.get("test", torch.arange(embeddings.sizes["test"])),
+    }
+    z = {split: z_BFE.cpu() for split, z_BFE in z.items()}
+    target_EM = {split: z_BFE[:, 1:].permute(2, 1, 0).flatten(1).to(torch.float64) for split, z_BFE in z.items()}
+    steps = embeddings.problem.sequence_length
+
+    def score_of(prediction_EM: Tensor, split: str = "test") -> Score:
+        error_TB = (prediction_EM - target_EM[split]).square().mean(dim=0).view(steps, -1)
+        return Score(error_TB.mean(dim=1) / embeddings.error_scale())
+
+    scores = {
+        "mean": score_of(target_EM["train"].mean(dim=1, keepdim=True)),
+        "copy_last": score_of(lagged(z["test"], 1)),
+    }
+    for order in (1, 3):
+        features = {split: lagged(z_BFE, order) for split, z_BFE in z.items()}
+
+        def predict(weights_FE: Tensor, split: str, features=features) -> Tensor:
+            return weights_FE[:-1].T @ features[split] + weights_FE[-1][:, None]
+
+        products = NormalEquations.products(features["train"], target_EM["train"])
+        weights_FE, _ = fit_ridge(
+            [products],
+            lambda w, predict=predict: score_of(predict(w, "validation"), "validation").mse,
+            order * EMBEDDING,
+        )
+        scores[f"ar{order}"] = score_of(predict(weights_FE, "test"))
+    return scores

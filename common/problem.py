@@ -1,0 +1,258 @@
+"""A problem: what every method is measured on, and nothing of how it trains.
+
+Two runs whose problems agree in every field share a `problem_id` and may be compared: same sequences, same embeddings, same
+reservoir, same test set. The training budget (number of training sequences, population, iterations) is not part of it.
+
+`Embeddings` turns sequence indices into embeddings. On the CPU encoding costs more than small populations do, so each split
+is encoded once and kept outside the repository in a file named after what it holds; on a GPU training sequences are
+generated and encoded on the fly.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.digits import SOURCES, Digits, load_digits
+from common.dist import Workers
+from common.encoder import CALIBRATION_FRAMES, CALIBRATION_SEQUENCES, CHANNELS, EMBEDDING, Encoder
+from common.errors import BadInput
+from common.moving_mnist import MovingMNIST
+from common.reservoir import TOPOLOGIES, WEIGHT_SCALES, Reservoir, draw_reservoir
+from common.run import setting
+
+RULE_VERSION = 1  # raise it when data, encoder or reservoir draw change their numbers
+STANDARDISE = ("calibration", "none")
+MOST_SEED = 2**63 - 1
+CHUNK = 64  # sequences encoded at a time
+
+
+@dataclass(frozen=True)
+class ProblemSettings:
+    """The part of every experiment's Config that says what is predicted, from what, by which frozen network."""
+
+    digits: int = setting(1, "digits in a sequence", choices=(1, 2))
+    digit_source: str = setting("embedded", "5,000 digits that come with the code, or all of MNIST", choices=SOURCES)
+    mnist_dir: str | None = setting(None, "folder of the MNIST files, for --digit-source mnist", changes_result=False)
+    sequence_length: int = setting(20, "T, inputs of a sequence; frame T + 1 is the last target", least=1, most=10_000)
+    standardise: str = setting(
+        "calibration", "affine map behind the encoder; none: pooled features", choices=STANDARDISE
+    )
+    hidden_size: int = setting(2000, "N, units of the reservoir", least=2, most=100_000)
+    in_degree: int = setting(50, "k, entries of a row of W0", least=1)
+    topology: str = setting("fixed-in-degree", "how the entries of W0 are placed", choices=TOPOLOGIES)
+    weight_scale: str = setting("std", "whether gain/√k is W0's standard deviation or variance", choices=WEIGHT_SCALES)
+    gain: float = setting(0.9, "scale of W0", above=0)
+    input_scale: float = setting(0.05, "standard deviation of Win", above=0)
+    leak: float = setting(0.5, "α of the leaky units", above=0, most=1)
+    data_seed: int = setting(0, "of the sequences", least=0, most=MOST_SEED)
+    encoder_seed: int = setting(0, "of the frozen CNN", least=0, most=MOST_SEED)
+    reservoir_seed: int = setting(0, "of W0 and Win", least=0, most=MOST_SEED)
+    validation_sequences: int = setting(1000, "size of the validation set", least=1, most=1_000_000)
+    test_sequences: int = setting(2000, "size of the test set", least=1, most=1_000_000)
+
+    def load_digits(self) -> Digits:
+        """Raises BadInput for digit files that are missing or damaged."""
+        return load_digits(self.digit_source, self.mnist_dir)
+
+    def problem(self, digits: Digits) -> "Problem":
+        """The problem that these settings and these digit images name."""
+        values = {f.name: getattr(self, f.name) for f in fields(ProblemSettings) if f.name != "mnist_dir"}
+        return Problem(**values, digits_sha256=digits.sha256)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Every choice that changes what is predicted or from what. Field names are those of the stubs' flags."""
+
+    digits: int
+    digit_source: str
+    digits_sha256: str
+    sequence_length: int
+    standardise: str
+    hidden_size: int
+    in_degree: int
+    topology: str
+    weight_scale: str
+    gain: float
+    input_scale: float
+    leak: float
+    data_seed: int
+    encoder_seed: int
+    reservoir_seed: int
+    validation_sequences: int
+    test_sequences: int
+
+    @property
+    def description(self) -> dict:
+        return {"rule_version": RULE_VERSION, **asdict(self)}
+
+    @property
+    def id(self) -> str:
+        return fingerprint(self.description)
+
+    def reservoir(self) -> Reservoir:
+        return draw_reservoir(
+            self.hidden_size,
+            self.in_degree,
+            self.reservoir_seed,
+            self.gain,
+            self.input_scale,
+            self.topology,
+            self.weight_scale,
+        )
+
+
+def fingerprint(description: dict) -> str:
+    """First 12 hex digits of the SHA-256 of a JSON-able description, keys in any order."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cache_directory() -> Path:
+    """Where encoded sequences are kept: $MOVING_MNIST_CACHE, else $XDG_CACHE_HOME or ~/.cache, in a folder of our own."""
+    if own := os.environ.get("MOVING_MNIST_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moving-mnist-es-reservoir"
+
+
+class Embeddings:
+    """Standardised embeddings by (split, index).
+
+    Results live on the workers' device. On the CPU every split is read from the cache, which
+    `prepare` fills; elsewhere validation and test stay in memory and training sequences are encoded on the fly.
+    """
+
+    def __init__(self, problem: Problem, digits: Digits, train_sequences: int, workers: Workers):
+        self.data = MovingMNIST(digits, problem.digits, problem.sequence_length + 1, problem.data_seed)
+        self.problem = problem
+        self.sizes = {
+            "train": train_sequences,
+            "validation": problem.validation_sequences,
+            "test": problem.test_sequences,
+        }
+        self.device = workers.device
+        self.map_tiles = workers.map_on_node
+        self.encoder = Encoder(problem.encoder_seed, self.device)
+        self.stored: dict[str, Tensor] = {}
+
+    # What the bytes of a split depend on: the file's name is a hash of this.
+    def _description(self, split: str) -> dict:
+        problem = self.problem
+        return {
+            "rule_version": RULE_VERSION,
+            "split": split,
+            "sequences": self.sizes[split],
+            "frames": problem.sequence_length + 1,
+            "digits": problem.digits,
+            "digits_sha256": problem.digits_sha256,
+            "data_seed": problem.data_seed,
+            "encoder_seed": problem.encoder_seed,
+            "channels": CHANNELS,
+            "standardise": problem.standardise,
+            "calibration": [CALIBRATION_SEQUENCES, CALIBRATION_FRAMES],
+        }
+
+    def _path(self, split: str) -> Path:
+        return cache_directory() / f"{split}-{fingerprint(self._description(split))}.npy"
+
+    def _shape(self, split: str) -> tuple[int, int, int]:
+        return self.sizes[split], self.problem.sequence_length + 1, EMBEDDING
+
+    def prepare(self, workers: Workers) -> None:
+        """Calibrate, and encode what is not cached yet. On CPUs one rank of a node writes while the others wait, then read.
+
+        Raises BadInput if the cache folder cannot be written.
+        """
+        if self.device.type != "cpu" or workers.local_rank == 0:
+            self._prepare(progress=workers.is_main)
+        workers.barrier()
+        if not self.stored:
+            self._prepare(progress=False)
+
+    def _prepare(self, progress: bool) -> None:
+        cached = [split for split in self.sizes if self._path(split).exists()] if self.device.type == "cpu" else []
+        if len(cached) < len(self.sizes) and self.problem.standardise == "calibration":
+            self.encoder.calibrate(self.data, self.map_tiles)
+        for split in self.sizes:
+            if self.device.type != "cpu":
+                if split != "train":
+                    self.stored[split] = torch.cat(list(self._encoded_chunks(split, progress)))
+                continue
+            if split not in cached:
+                self._write(split, progress)
+            self.stored[split] = torch.from_numpy(self._open(split))
+
+    def _encoded_chunks(self, split: str, progress: bool):
+        """Tensors (≤ CHUNK, T+1, 128) in order of the index."""
+        count = self.sizes[split]
+        with tqdm(total=count, desc=f"encoding {split}", unit="seq", disable=not progress, leave=False) as bar:
+            for start in range(0, count, CHUNK):
+                index_B = np.arange(start, min(start + CHUNK, count))
+                yield self.encode_sequences(split, torch.from_numpy(index_B).to(self.device))
+                bar.update(len(index_B))
+
+    def encode_sequences(self, split: str, index_B: Tensor) -> Tensor:
+        """Generate and encode: int64 (B,) → float32 (B, T+1, 128)."""
+        if self.device.type == "cpu":
+            frames = torch.from_numpy(self.data.frames(split, index_B.numpy()))
+        else:
+            frames = self.data.frames_torch(split, index_B)
+        return self.encode_frames(frames)
+
+    def encode_frames(self, frames_BFYX: Tensor) -> Tensor:
+        """uint8 (B, F, 64, 64) → float32 (B, F, 128)."""
+        return self.encoder.encode(frames_BFYX.flatten(0, 1), self.map_tiles).unflatten(0, frames_BFYX.shape[:2])
+
+    def _write(self, split: str, progress: bool) -> None:
+        path = self._path(split)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=self._shape(split))
+            start = 0
+            for z_BFE in self._encoded_chunks(split, progress):
+                array[start : start + len(z_BFE)] = z_BFE.numpy()
+                start += len(z_BFE)
+            array.flush()
+            os.replace(temporary, path)
+        except OSError as error:
+            raise BadInput(
+                f"cannot write the cache of encoded sequences {path}: {error.strerror or error}; "
+                "the environment variable MOVING_MNIST_CACHE names another folder"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _open(self, split: str) -> np.ndarray:
+        # Copy-on-write, so that torch may hold it as a tensor; nobody writes to it.
+        path = self._path(split)
+        try:
+            array = np.lib.format.open_memmap(path, mode="c")
+        except ValueError as error:
+            raise BadInput(f"the cache file {path} is damaged ({error}); delete it and start again") from None
+        if array.shape != self._shape(split) or array.dtype != np.float32:
+            raise BadInput(f"the cache file {path} is damaged (shape {array.shape}); delete it and start again")
+        return array
+
+    def get(self, split: str, index_B: Tensor) -> Tensor:
+        """Embeddings of frames 1 … T+1: int64 (B,) → float32 (B, T+1, 128) on `device`."""
+        if split in self.stored:
+            return self.stored[split][index_B.to(self.stored[split].device)]
+        return self.encode_sequences(split, index_B.to(self.device))
+
+    def error_scale(self) -> float:
+        """What squared errors are divided by. 1 for one digit; the test variance for two.
+
+        The standardisation comes from one-digit sequences at every rung, so that a model can be carried over; with two
+        digits the variance of its targets is no longer 1, and dividing by it keeps "MSE 1 = predicts the mean" true.
+        """
+        if self.problem.digits == 1:
+            return 1.0
+        target_ME = self.stored["test"][:, 1:].flatten(0, 1).to("cpu", torch.float64)
+        return float(target_ME.var(dim=0, correction=0).mean())

@@ -1,0 +1,242 @@
+"""Scores, readouts and stored embeddings, each against a plain computation."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from common import evaluation
+from common.decoder import DecoderTraining, scheduled
+from common.digits import load_digits
+from common.dist import Workers
+from common.encoder import EMBEDDING
+from common.errors import BadInput
+from common.problem import Embeddings, ProblemSettings, fingerprint
+from common.reservoir import draw_reservoir, rollout_reference
+from common.rollout import Rollout
+
+T = 4
+
+
+class MadeUpEmbeddings:
+    """Embeddings drawn from a generator: what evaluation needs of the real ones, without the encoder."""
+
+    def __init__(self, train=60, validation=30, test=150):
+        generator = torch.Generator().manual_seed(0)
+        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.stored = {s: torch.randn(n, T + 1, EMBEDDING, generator=generator).cumsum(dim=1) for s, n in self.sizes.items()}
+        self.problem = SimpleNamespace(sequence_length=T)
+
+    def get(self, split, index_B):
+        return self.stored[split][index_B]
+
+    def error_scale(self):
+        return 1.0
+
+
+@pytest.fixture
+def network():
+    generator = torch.Generator().manual_seed(1)
+    rollout = Rollout(draw_reservoir(40, 3, seed=0), 0.5, 0.99)
+    u, v = (torch.randn(40, 2, generator=generator) * 0.2 for _ in range(2))
+    decoder = torch.nn.Linear(40, EMBEDDING)
+    torch.nn.init.normal_(decoder.weight, std=0.1, generator=generator)
+    return rollout, u, v, decoder
+
+
+def plain_states(rollout, u, v, z_BFE):
+    """float64 (B, T, N) by the reference rollout."""
+    z_TBE = z_BFE[:, :-1].permute(1, 0, 2).to(torch.float64)
+    reservoir = rollout.reservoir.to("cpu", torch.float64)
+    return rollout_reference(reservoir, u.double(), v.double(), rollout.leak, z_TBE).permute(1, 0, 2)
+
+
+def test_score_is_the_mean_squared_error_by_target_frame(network):
+    rollout, u, v, decoder = network
+    embeddings = MadeUpEmbeddings(test=150)  # one whole tile and a padded one
+    with Workers(torch.device("cpu")) as workers:
+        got = evaluation.score(rollout, u, v, decoder, embeddings, "test", workers)
+    z = embeddings.stored["test"]
+    prediction = plain_states(rollout, u, v, z) @ decoder.weight.double().T + decoder.bias.double()
+    expected = (prediction - z[:, 1:].double()).square().mean(dim=(0, 2))
+    assert torch.allclose(got.by_frame_T, expected, rtol=1e-5)
+    assert got.mse == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert got.last_frame == pytest.approx(float(expected[-1]), rel=1e-5)
+
+
+def test_normal_equations_agree_with_lstsq():
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(200, 6)), generator.normal(size=(200, 3)) + 5
+    equations = evaluation.NormalEquations(6, 3)
+    for rows in np.split(np.arange(200), 4):  # streamed in four pieces
+        equations.add(evaluation.NormalEquations.products(torch.from_numpy(x[rows].T), torch.from_numpy(y[rows].T)))
+    expected = np.linalg.lstsq(np.hstack((x, np.ones((200, 1)))), y, rcond=None)[0]
+    assert np.allclose(equations.solve(0.0).numpy(), expected)
+
+
+def test_ridge_penalty_is_that_of_an_augmented_least_squares_problem():
+    generator = np.random.default_rng(1)
+    x, y, penalty = generator.normal(size=(50, 4)), generator.normal(size=(50, 2)), 0.3
+    equations = evaluation.NormalEquations(4, 2)
+    equations.add(evaluation.NormalEquations.products(torch.from_numpy(x.T), torch.from_numpy(y.T)))
+    # Rows √λ e_i with target 0 below the data; λ relative to the mean squared feature; no row for the constant.
+    strength = np.sqrt(penalty * (x**2).sum(axis=0).mean())
+    rows = np.hstack((strength * np.eye(4), np.zeros((4, 1))))
+    expected = np.linalg.lstsq(
+        np.vstack((np.hstack((x, np.ones((50, 1)))), rows)), np.vstack((y, np.zeros((4, 2)))), rcond=None
+    )[0]
+    assert np.allclose(equations.solve(penalty).numpy(), expected)
+
+
+def test_ridge_score_is_a_least_squares_readout_of_the_states(network, monkeypatch):
+    rollout, u, v, _ = network
+    monkeypatch.setattr(evaluation, "PENALTIES", (1e-3,))
+    embeddings = MadeUpEmbeddings(train=100, validation=10, test=70)
+    got = evaluation.ridge_score(rollout, u, v, embeddings, map)
+
+    def rows(split):
+        states = plain_states(rollout, u, v, embeddings.stored[split]).flatten(0, 1).numpy()
+        return np.hstack((states, np.ones((len(states), 1)))), embeddings.stored[split][:, 1:].flatten(0, 1).double().numpy()
+
+    x, y = rows("train")
+    penalty = np.eye(41) * 1e-3 * (x[:, :-1] ** 2).sum(axis=0).mean()
+    penalty[-1, -1] = 0
+    weights = np.linalg.solve(x.T @ x + penalty, x.T @ y)
+    x, y = rows("test")
+    assert got.mse == pytest.approx(((x @ weights - y) ** 2).mean(), rel=1e-4)
+
+
+def test_ridge_chooses_its_penalty_on_validation():
+    seen = []
+
+    def error(weights):
+        seen.append(weights)
+        return abs(len(seen) - 3)  # the third candidate is the best
+
+    products = evaluation.NormalEquations.products(torch.randn(2, 9).double(), torch.randn(EMBEDDING, 9).double())
+    weights, penalty = evaluation.fit_ridge([products], error, 2)
+    assert penalty == evaluation.PENALTIES[2] and torch.equal(weights, seen[2])
+
+
+def test_lags_are_zero_before_the_first_frame():
+    z = torch.arange(1, 6, dtype=torch.float32).reshape(1, 5, 1).expand(1, 5, EMBEDDING)  # frame t holds the number t
+    features = evaluation.lagged(z, 3).reshape(3, EMBEDDING, 4)
+    assert features[:, 0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]]
+
+
+def test_trivial_predictors(monkeypatch):
+    monkeypatch.setattr(evaluation, "PENALTIES", (1e-6,))
+    embeddings = MadeUpEmbeddings(train=200, validation=20, test=40)
+    got = evaluation.trivial_scores(embeddings)
+    train, test = embeddings.stored["train"].double().numpy(), embeddings.stored["test"].double().numpy()
+    mean = train[:, 1:].mean(axis=(0, 1))
+    assert got["mean"].mse == pytest.approx(((test[:, 1:] - mean) ** 2).mean(), rel=1e-9)
+    assert got["copy_last"].mse == pytest.approx(((test[:, 1:] - test[:, :-1]) ** 2).mean(), rel=1e-9)
+    assert got["copy_last"].last_frame == pytest.approx(((test[:, -1] - test[:, -2]) ** 2).mean(), rel=1e-9)
+    # AR(1) by least squares on rows (sequence, step)
+    x, y = train[:, :-1].reshape(-1, EMBEDDING), train[:, 1:].reshape(-1, EMBEDDING)
+    weights = np.linalg.lstsq(np.hstack((x, np.ones((len(x), 1)))), y, rcond=None)[0]
+    prediction = test[:, :-1] @ weights[:-1] + weights[-1]
+    assert got["ar1"].mse == pytest.approx(((prediction - test[:, 1:]) ** 2).mean(), rel=1e-3)
+    assert got["ar3"].by_frame_T.shape == (T,)
+
+
+# --- Decoder ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_step_is_adam_on_the_least_squares_gradient():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, 3, 5, generator=generator)  # (N, T, B)
+    target = torch.randn(3, EMBEDDING, 5, generator=generator)  # (T, E, B)
+    training = DecoderTraining(7)
+    loss = training.step(states, target, rate=0.01)
+    assert loss == pytest.approx(float(target.square().mean()), rel=1e-6)  # Wout starts at zero
+    h, y = states.flatten(1).double().numpy(), target.permute(1, 0, 2).flatten(1).double().numpy()
+    gradient = -2 * y @ h.T / y.size
+    # Adam's first step is rate · g / (|g| + 1e-8)
+    expected = -0.01 * gradient / (np.abs(gradient) + 1e-8)
+    assert np.allclose(training.linear.weight.detach().numpy(), expected, atol=1e-6)
+
+
+def test_schedules():
+    assert scheduled(0.5, "constant", 0.7) == 0.5
+    assert scheduled(1.0, "cosine", 0.0) == 1.0
+    assert scheduled(1.0, "cosine", 0.5) == pytest.approx(0.505)
+    assert scheduled(1.0, "cosine", 1.0) == pytest.approx(0.01)
+
+
+# --- Problem and stored embeddings -----------------------------------------------------------------------------------
+
+SMALL = dict(sequence_length=3, hidden_size=16, in_degree=4, validation_sequences=5, test_sequences=70)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOVING_MNIST_CACHE", str(tmp_path))
+    monkeypatch.setattr("common.encoder.CALIBRATION_SEQUENCES", 20)
+    monkeypatch.setattr("common.problem.CALIBRATION_SEQUENCES", 20)
+    return tmp_path
+
+
+def embeddings_of(settings, train=9):
+    digits = settings.load_digits()
+    with Workers(torch.device("cpu")) as workers:
+        embeddings = Embeddings(settings.problem(digits), digits, train, workers)
+        embeddings.prepare(workers)
+    return embeddings
+
+
+def test_a_cached_split_is_what_encoding_gives_and_is_read_back(cache):
+    first = embeddings_of(ProblemSettings(**SMALL))
+    names = sorted(path.name for path in cache.iterdir())
+    assert [name.split("-")[0] for name in names] == ["test", "train", "validation"]
+    direct = first.encode_sequences("test", torch.tensor([0, 69, 3]))
+    assert torch.equal(first.get("test", torch.tensor([0, 69, 3])), direct)
+    before = [path.stat().st_mtime_ns for path in sorted(cache.iterdir())]
+    second = embeddings_of(ProblemSettings(**SMALL))
+    assert before == [path.stat().st_mtime_ns for path in sorted(cache.iterdir())]
+    assert torch.equal(second.stored["test"], first.stored["test"])
+
+
+def test_another_encoder_or_data_seed_has_another_cache(cache):
+    first = embeddings_of(ProblemSettings(**SMALL))
+    other = embeddings_of(ProblemSettings(**SMALL, encoder_seed=1))
+    assert len(list(cache.iterdir())) == 6
+    assert not torch.equal(first.stored["test"], other.stored["test"])
+
+
+def test_a_damaged_cache_file_is_named(cache):
+    embeddings_of(ProblemSettings(**SMALL))
+    path = next(cache.glob("test-*"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadInput, match=path.name):
+        embeddings_of(ProblemSettings(**SMALL))
+
+
+def test_an_unwritable_cache_is_bad_input(cache, monkeypatch):
+    file = cache / "file"
+    file.touch()
+    monkeypatch.setenv("MOVING_MNIST_CACHE", str(file / "below"))
+    with pytest.raises(BadInput, match="MOVING_MNIST_CACHE"):
+        embeddings_of(ProblemSettings(**SMALL))
+
+
+def test_two_digits_are_divided_by_their_own_variance(cache):
+    embeddings = embeddings_of(ProblemSettings(**SMALL, digits=2))
+    targets = embeddings.stored["test"][:, 1:].flatten(0, 1).double().numpy()
+    assert embeddings.error_scale() == pytest.approx(targets.var(axis=0).mean(), rel=1e-9)
+    assert embeddings_of(ProblemSettings(**SMALL)).error_scale() == 1.0
+
+
+def test_problem_id_names_the_problem_and_nothing_else():
+    digits = load_digits()
+    base = ProblemSettings().problem(digits)
+    assert base.id == ProblemSettings(mnist_dir="elsewhere").problem(digits).id == fingerprint(base.description)
+    changed = dict(
+        digits=2, sequence_length=21, standardise="none", hidden_size=100, in_degree=10, topology="erdos-renyi",
+        weight_scale="variance", gain=1.0, input_scale=0.1, leak=0.2, data_seed=1, encoder_seed=1, reservoir_seed=1,
+        validation_sequences=10, test_sequences=10,
+    )  # fmt: skip
+    ids = {ProblemSettings(**{name: value}).problem(digits).id for name, value in changed.items()}
+    assert len(ids | {base.id}) == len(changed) + 1

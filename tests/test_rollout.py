@@ -1,0 +1,160 @@
+"""The fast rollout against the equation in float64, one member at a time."""
+
+import math
+
+import pytest
+import torch
+
+from common import es
+from common.encoder import EMBEDDING
+from common.reservoir import draw_reservoir, rollout_reference
+from common.rollout import COLUMNS, MOST_PAIRS, Rollout, SharedAdapter, pairs_per_tile
+
+N, R, T, B = 120, 3, 5, 4
+SIGMA, LEAK = 0.05, 0.4
+
+
+def made_up(dtype=torch.float64, batch=B):
+    """A small network away from any special point: U and V both of ordinary size, a random decoder."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    u, v = draw(N, R) * 0.3, draw(N, R) / math.sqrt(N)
+    weight, bias = draw(EMBEDDING, N) * 0.1, draw(EMBEDDING) * 0.1
+    return u, v, weight, bias, draw(T, EMBEDDING, batch), draw(T, EMBEDDING, batch)
+
+
+def plain_member_losses(reservoir, u, v, weight, bias, inputs_TEB, target_TEB):
+    """Squared error (T, B) of one member, by the reference rollout in float64."""
+    states = rollout_reference(reservoir.to("cpu", torch.float64), u, v, LEAK, inputs_TEB.permute(0, 2, 1))
+    prediction = states @ weight.T + bias
+    return (prediction - target_TEB.permute(0, 2, 1)).square().sum(dim=2)
+
+
+def dense_noise(kind, factors):
+    """(ε_U, ε_V) of each pair as full float64 matrices."""
+    factors = [f.to(torch.float64) for f in factors]
+    if kind == "gaussian":
+        return factors
+    a, b, c, d = factors
+    return torch.einsum("pn,pr->pnr", a, b), torch.einsum("pn,pr->pnr", c, d)
+
+
+@pytest.mark.parametrize("in_degree", [5, 60], ids=["gather", "dense"])
+@pytest.mark.parametrize("kind", es.NOISES)
+@pytest.mark.parametrize("own_data", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_population_equals_a_loop_over_members(kind, own_data, dtype, in_degree):
+    pairs = 3
+    depth = pairs if own_data else 1
+    u, v, weight, bias, inputs, target = made_up(batch=depth * B)
+    reservoir = draw_reservoir(N, in_degree, seed=1)
+    noise = es.make_noise(kind, 7, N, R)
+    ids = torch.tensor([4, 5, 6])
+    e_u, e_v = dense_noise(kind, noise.draw(2, ids))
+
+    rollout = Rollout(reservoir, LEAK, 0.95, "cpu", dtype)
+    assert (rollout.dense_NN is None) == (in_degree == 5)
+    drive = rollout.drive(inputs.to(dtype)).unflatten(2, (depth, 1, B))
+    adapter = noise.adapter(u.to(dtype), v.to(dtype), 2, ids, SIGMA, B)
+    result = rollout.errors(
+        adapter, drive, target.to(dtype).unflatten(2, (depth, 1, B)), weight, bias, (pairs, 2, B)
+    )
+    got = result.error_TC.view(T, pairs, 2, B)
+
+    for pair in range(pairs):
+        own = slice(pair * B, (pair + 1) * B) if own_data else slice(None)
+        for s, sign in enumerate((1, -1)):
+            member_u, member_v = u + sign * SIGMA * e_u[pair], v + sign * SIGMA * e_v[pair]
+            expected = plain_member_losses(reservoir, member_u, member_v, weight, bias, inputs[..., own], target[..., own])
+            assert torch.allclose(got[:, pair, s], expected, rtol=1e-11 if dtype == torch.float64 else 2e-5)
+    assert not result.failed_C.any()
+
+
+def test_states_and_shared_adapter_follow_the_equation():
+    u, v, _, _, inputs, _ = made_up()
+    reservoir = draw_reservoir(N, 5, seed=1)
+    rollout = Rollout(reservoir, LEAK, 0.95, dtype=torch.float64)
+    states = rollout.states(u, v, rollout.drive(inputs))
+    expected = rollout_reference(reservoir.to("cpu", torch.float64), u, v, LEAK, inputs.permute(0, 2, 1))
+    assert torch.allclose(states.permute(1, 2, 0), expected, atol=1e-13)
+
+
+def test_two_signs_of_zero_noise_are_the_unperturbed_network():
+    # With σ = 0 every member's loss is that of the plain forward pass, bit for bit between the signs.
+    u, v, weight, bias, inputs, target = made_up(torch.float32)
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95)
+    drive, aim = rollout.drive(inputs)[:, :, None, None], target[:, :, None, None]
+    for kind in es.NOISES:
+        adapter = es.make_noise(kind, 0, N, R).adapter(u, v, 1, torch.arange(2), 0.0, B)
+        error = rollout.errors(adapter, drive, aim, weight, bias, (2, 2, B)).error_TC.view(T, 2, 2, B)
+        assert torch.equal(error[:, :, 0], error[:, :, 1])
+        plain = rollout.errors(SharedAdapter(u, v), drive, aim, weight, bias, (1, 1, B)).error_TC
+        assert torch.allclose(error[:, 0, 0], plain, rtol=1e-5)
+
+
+def test_a_members_loss_does_not_depend_on_its_tile_mates():
+    u, v, weight, bias, inputs, target = made_up(torch.float32)
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95)
+    noise = es.make_noise("rank1", 3, N, R)
+
+    def losses(ids):
+        adapter = noise.adapter(u, v, 1, torch.tensor(ids), SIGMA, B)
+        tile = rollout.errors(adapter, rollout.drive(inputs)[:, :, None, None], target[:, :, None, None], weight, bias, (2, 2, B))
+        return tile.error_TC.view(T, 2, 2, B)
+
+    assert torch.equal(losses([0, 1])[:, 0], losses([0, 5])[:, 0])
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("kind", es.NOISES)
+def test_a_failing_member_is_named_and_harms_nobody(kind, poison):
+    # Every pair has its own data and that of pair 1 is poison: undefined, or large enough to saturate every unit.
+    pairs = 3
+    u, v, weight, bias, inputs, target = made_up(torch.float32, batch=pairs * B)
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), leak=0.9, guard=0.9)
+    noise = es.make_noise(kind, 3, N, R)
+
+    def run(drive_TNB):
+        adapter = noise.adapter(u, v, 1, torch.arange(pairs), SIGMA, B)
+        shape = (pairs, 1, B)
+        return rollout.errors(adapter, drive_TNB.unflatten(2, shape), target.unflatten(2, shape), weight, bias, (pairs, 2, B))
+
+    drive = rollout.drive(inputs)
+    poisoned = drive.clone()
+    poisoned[1:, :, B : 2 * B] = poison
+    healthy, sick = run(drive), run(poisoned)
+    failed = sick.failed_C.view(pairs, 2, B)
+    assert failed[1].all() and not failed[0].any() and not failed[2].any()
+    assert not healthy.failed_C.any()
+    for pair in (0, 2):
+        assert torch.equal(sick.error_TC.view(T, pairs, 2, B)[:, pair], healthy.error_TC.view(T, pairs, 2, B)[:, pair])
+
+
+def test_a_tile_in_which_all_have_failed_ends_early():
+    u, v, weight, bias, inputs, target = made_up(torch.float32)
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95)
+    drive = rollout.drive(inputs * math.nan)
+    steps = []
+    original = rollout.outside_guard
+    rollout.outside_guard = lambda h: (steps.append(1), original(h))[1]
+    result = rollout.errors(
+        SharedAdapter(u, v), drive[:, :, None, None], target[:, :, None, None], weight, bias, (1, 1, B)
+    )
+    assert result.failed_C.all() and len(steps) == 1
+
+
+def test_the_guard_is_a_threshold_on_the_rms_of_the_state():
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.5)
+    h = torch.full((N, 4), 0.499)
+    h[:, 1], h[:, 2], h[0, 3] = 0.501, -0.501, math.nan
+    assert rollout.outside_guard(h).tolist() == [False, True, True, True]
+
+
+def test_tiles_follow_the_written_rule():
+    assert pairs_per_tile(32, 32, "cpu") == COLUMNS["cpu"] // 64 == 2
+    assert pairs_per_tile(32, 64, "cuda") == 4  # the brief's K on eight GPUs: eight members a rank
+    assert pairs_per_tile(1, 4096, "cpu") == 1
+    assert pairs_per_tile(10**6, 1, "cuda") == MOST_PAIRS
