@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from common.errors import BadInput
 
@@ -44,16 +45,17 @@ class Workers:
 
     def __init__(self, device: torch.device, backend: str = "auto", threads: int = 0):
         self.device = device
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        self.rank = int(os.environ["RANK"]) if self.distributed else 0
+        self.world_size = int(os.environ["WORLD_SIZE"]) if self.distributed else 1
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0)) if self.distributed else 0
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.distributed else 1
         self.backend = backend if backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
         if self.backend == "nccl" and device.type != "cuda":
             raise BadInput("--backend nccl needs --device cuda; on a CPU choose gloo")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.node_threads = cores
-        self.threads = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        self.threads = threads or max(1, cores // ranks_here)
+        self.node_threads = max(self.threads, min(cores, self.threads * ranks_here))
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -67,15 +69,25 @@ class Workers:
             self._pool = self._make_pool(self.threads)
         if self.distributed:
             options = {"device_id": self.device} if self.backend == "nccl" else {}
-            dist.init_process_group(self.backend, timeout=TIMEOUT, **options)
+            dist.init_process_group(self.backend, timeout=TIMEOUT, **self._meeting_place(), **options)
         return self
 
     def __exit__(self, kind, value, trace) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        # After a fault the other ranks may be inside a collective that will not end: leave, torchrun ends them.
-        if self.distributed and (kind is None or issubclass(kind, BadInput | KeyboardInterrupt | SystemExit)):
+        # After a fault or Ctrl-C other ranks may be inside a collective that will not end: leave, torchrun ends them.
+        if self.distributed and (kind is None or issubclass(kind, BadInput | SystemExit)):
             dist.destroy_process_group()
+
+    @staticmethod
+    def _meeting_place() -> dict:
+        """Where ranks find each other. By default torchrun keeps one store over its restarts: there the addresses of the
+        ranks that died still stand, so that every attempt needs names of its own."""
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        if attempt == 0:
+            return {}
+        store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+        return {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": world_size}
 
     @staticmethod
     def _make_pool(threads: int) -> ThreadPoolExecutor:
@@ -98,7 +110,7 @@ class Workers:
         return done
 
     def map_on_node(self, function: Callable[[Task], Result], *tasks: Sequence[Task]) -> list[Result]:
-        """The same with every core of the node, for work that one rank does while the others wait."""
+        """The same with the threads of all ranks of the node, for work that one rank does while the others wait."""
         if self._pool is None or self.threads == self.node_threads:
             return self.map(function, *tasks)
         with self._make_pool(self.node_threads) as pool:
@@ -140,6 +152,22 @@ class Workers:
         if outcome[1] is not None:
             raise BadInput(outcome[1])
         return outcome[0]
+
+    def together(self, function: Callable[[], Result]) -> Result:
+        """Run on every rank, each gets its own result; a BadInput on one rank is raised on all, once all are done."""
+        result, complaint = None, None
+        try:
+            result = function()
+        except BadInput as error:
+            complaint = str(error)
+        complaints = [complaint]
+        if self.distributed:
+            complaints = [None] * self.world_size
+            dist.all_gather_object(complaints, complaint)
+        for text in complaints:
+            if text is not None:
+                raise BadInput(text)
+        return result
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""

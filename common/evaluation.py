@@ -7,14 +7,18 @@ sequences and the 128 standardised dimensions, divided by `Embeddings.error_scal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common.dist import Workers
 from common.encoder import EMBEDDING
+from common.moving_mnist import load_public_test_set
 from common.problem import Embeddings
 from common.rollout import Rollout, SharedAdapter
 
+SCORED = ("validation", "test")
 TILE = 128  # sequences
 RIDGE_TILE = 64
 RIDGE_SEQUENCES = 4000
@@ -114,8 +118,10 @@ def fit_ridge(
     return min(candidates, key=lambda candidate: validation_error(candidate[0]))
 
 
-def ridge_score(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, embeddings: Embeddings, map_tiles: Callable) -> Score:
-    """Score of a ridge readout refitted on the states of (u, v): how good is the core, apart from its decoder?
+def ridge_scores(
+    rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, embeddings: Embeddings, map_tiles: Callable
+) -> dict[str, Score]:
+    """Scores on "validation" and "test" of a ridge readout refitted on the states of (u, v): the core apart from its decoder.
 
     Fitted on the first RIDGE_SEQUENCES training sequences, penalty chosen on validation. Runs on one rank.
     """
@@ -146,7 +152,7 @@ def ridge_score(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, embeddings: Embedd
     groups = (train_tiles[start : start + 8] for start in range(0, len(train_tiles), 8))  # a Gram matrix is 16 MB
     train = (result for group in groups for result in map_tiles(products, group))
     weights_FE, _ = fit_ridge(train, lambda w: float(squared_error(w, "validation").mean()), rollout.size)
-    return Score(squared_error(weights_FE, "test"))
+    return {split: Score(squared_error(weights_FE, split)) for split in SCORED}
 
 
 # --- Predictors without a reservoir ----------------------------------------------------------------------------------
@@ -159,8 +165,11 @@ def lagged(z_BFE: Tensor, order: int) -> Tensor:
     return torch.cat(lags).flatten(1)
 
 
-def trivial_scores(embeddings: Embeddings) -> dict[str, Score]:
-    """mean, copy_last, ar1, ar3 on the test set; means and regressions from the first RIDGE_SEQUENCES training sequences."""
+def trivial_scores(embeddings: Embeddings) -> dict[str, dict[str, Score]]:
+    """{"validation", "test"} → {"mean", "copy_last", "ar1", "ar3"} → Score.
+
+    Means and regressions are taken from the first RIDGE_SEQUENCES training sequences.
+    """
     count = min(RIDGE_SEQUENCES, embeddings.sizes["train"])
     z = {
         "train": embeddings.get("train", torch.arange(count)),
@@ -171,25 +180,45 @@ def trivial_scores(embeddings: Embeddings) -> dict[str, Score]:
     target_EM = {split: z_BFE[:, 1:].permute(2, 1, 0).flatten(1).to(torch.float64) for split, z_BFE in z.items()}
     steps = embeddings.problem.sequence_length
 
-    def score_of(prediction_EM: Tensor, split: str = "test") -> Score:
+    def score_of(prediction_EM: Tensor, split: str) -> Score:
         error_TB = (prediction_EM - target_EM[split]).square().mean(dim=0).view(steps, -1)
         return Score(error_TB.mean(dim=1) / embeddings.error_scale())
 
+    mean_E1 = target_EM["train"].mean(dim=1, keepdim=True)
     scores = {
-        "mean": score_of(target_EM["train"].mean(dim=1, keepdim=True)),
-        "copy_last": score_of(lagged(z["test"], 1)),
+        split: {"mean": score_of(mean_E1, split), "copy_last": score_of(lagged(z[split], 1), split)} for split in SCORED
     }
     for order in (1, 3):
         features = {split: lagged(z_BFE, order) for split, z_BFE in z.items()}
 
-        def predict(weights_FE: Tensor, split: str, features=features) -> Tensor:
-            return weights_FE[:-1].T @ features[split] + weights_FE[-1][:, None]
+        def predicted_score(weights_FE: Tensor, split: str, features=features) -> Score:
+            return score_of(weights_FE[:-1].T @ features[split] + weights_FE[-1][:, None], split)
 
         products = NormalEquations.products(features["train"], target_EM["train"])
         weights_FE, _ = fit_ridge(
-            [products],
-            lambda w, predict=predict: score_of(predict(w, "validation"), "validation").mse,
-            order * EMBEDDING,
+            [products], lambda w, score=predicted_score: score(w, "validation").mse, order * EMBEDDING
         )
-        scores[f"ar{order}"] = score_of(predict(weights_FE, "test"))
+        for split in SCORED:
+            scores[split][f"ar{order}"] = predicted_score(weights_FE, split)
     return scores
+
+
+def public_score(path: str, embeddings: Embeddings, predict: Callable[[Tensor], Tensor]) -> float:
+    """MSE on the public two-digit test file, divided by the variance of its targets.
+
+    predict: inputs (T, 128, B) → predictions (T, 128, B). The file has 20 frames: targets are frames 2 … 20.
+    """
+    frames = load_public_test_set(path)
+    errors, count = 0.0, 0
+    total_E, squares_E = torch.zeros(EMBEDDING, dtype=torch.float64), torch.zeros(EMBEDDING, dtype=torch.float64)
+    for start in tqdm(range(0, len(frames), 100), desc="public test set", unit="00 seq", leave=False):
+        frames_BFYX = torch.from_numpy(np.array(frames[start : start + 100]))
+        input_TEB, target_TEB = inputs_and_targets(embeddings.encode_frames(frames_BFYX))
+        target_EM = target_TEB.transpose(0, 1).flatten(1).to("cpu", torch.float64)
+        prediction_EM = predict(input_TEB).transpose(0, 1).flatten(1).to("cpu", torch.float64)
+        errors += float((prediction_EM - target_EM).square().sum())
+        total_E += target_EM.sum(dim=1)
+        squares_E += target_EM.square().sum(dim=1)
+        count += target_EM.shape[1]
+    variance = float((squares_E / count - (total_E / count).square()).mean())
+    return errors / (count * EMBEDDING) / variance

@@ -15,8 +15,6 @@ Every problem of a saved file (missing, truncated, wrong shape) raises `BadInput
 import argparse
 import json
 import math
-import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +25,14 @@ import numpy as np
 from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
+from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from common.errors import BadInput
+from common.errors import BadInput, Parser, reason
+from common.files import write_atomically
 
 # The palette of Okabe and Ito (2008), which readers with any common colour vision can tell apart, and three greys.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -64,7 +62,7 @@ STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-4, 5),
+    "axes.formatter.limits": (-5, 6),
     "axes.formatter.use_mathtext": True,
     "grid.color": "#E8E8E8",
     "grid.linewidth": 0.7,
@@ -98,9 +96,9 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({_reason(error)})") from None
+        raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
     except ValueError as error:
-        raise BadInput(f"{path}: is not JSON ({_reason(error)})") from None
+        raise BadInput(f"{path}: is not JSON ({reason(error)})") from None
     if not isinstance(value, dict):
         raise BadInput(f"{path}: is not a JSON object")
     return value
@@ -109,16 +107,16 @@ def read_json(path: Path) -> dict:
 def read_history(path: Path) -> dict[str, np.ndarray]:
     """Columns of a metrics.jsonl: {key: float64 (lines,)}, NaN where a line holds no number under the key.
 
-    Every line must have its `iteration`; the columns are sorted by it, and of two lines with the same iteration the later
-    one counts. BadInput for a file that is missing, empty or has a broken line (numbered from 1).
+    Every line must have its `iteration`; the columns are sorted by it, and of two lines with the same one the later
+    counts. BadInput for a file that is missing, empty or has a broken line (numbered from 1).
     """
     rows = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({_reason(error)})") from None
+        raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
     except ValueError as error:
-        raise BadInput(f"{path}: is not text ({_reason(error)})") from None
+        raise BadInput(f"{path}: is not text ({reason(error)})") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -150,11 +148,11 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
                 raise BadInput(f"{path}: lacks the array {missing[0]}")
             arrays = {name: archive[name] for name in shapes}
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({_reason(error)})") from None
+        raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
     except BadInput:
         raise
     except (ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{path}: is damaged or not an .npz file ({_reason(error)})") from None
+        raise BadInput(f"{path}: is damaged or not an .npz file ({reason(error)})") from None
     for name, letters in shapes.items():
         dimensions = [(letter, letters[i + 1 : i + 2] == "+") for i, letter in enumerate(letters) if letter != "+"]
         shape = arrays[name].shape
@@ -169,12 +167,6 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
         if arrays[name].dtype == np.float16:
             arrays[name] = arrays[name].astype(np.float32)
     return arrays
-
-
-def _reason(error: Exception) -> str:
-    """The message of an exception as a single short line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:120]
 
 
 @dataclass(frozen=True)
@@ -252,24 +244,6 @@ def describe(results: Mapping) -> str:
     parts += [f"{config['noise']} noise"] if "noise" in config else []
     parts += [f"{results['preset']} preset, seed {results['seed']}"] if {"preset", "seed"} <= results.keys() else []
     return " · ".join(parts)
-
-
-def in_words(count: float) -> str:
-    """A count for reading: 950, 12,800, 9.8 million, 2.3 billion."""
-    for size, name in ((1e9, "billion"), (1e6, "million")):
-        if count >= size:
-            return f"{count / size:.3g} {name}"
-    return f"{count:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A wallclock for reading: 48 s, 4 min 19 s, 2 h 05 min."""
-    whole = int(round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -413,15 +387,15 @@ def predictor(name: str, value: float) -> Reference:
 
 
 def references(results: Mapping) -> list[Reference]:
-    """The reference lines of a results.json: trivial predictors, and the frozen and the trained core with ridge readouts."""
-    scores = {
-        name: score.get("all") if isinstance(score, dict) else score
-        for name, score in (results.get("trivial_test_mse") or {}).items()
-    }
-    lines = [predictor(name, value) for name, value in scores.items() if _is_number(value)]
+    """What a validation curve is held against: trivial predictors, the frozen and the trained core with ridge readouts.
+
+    All on the validation set, like the curve: test errors differ from these by as much as methods differ.
+    """
+    trivial = results.get("trivial_validation_mse") or {}
+    lines = [predictor(name, score["all"]) for name, score in trivial.items() if _is_number(score["all"])]
     for key, core, dashes in (
-        ("ridge_test_mse_at_start", "frozen core", (5, 2)),
-        ("ridge_test_mse", "trained core", (1, 1.2)),
+        ("ridge_validation_mse_at_start", "frozen core", (5, 2)),
+        ("ridge_validation_mse", "trained core", (1, 1.2)),
     ):
         if _is_number(results.get(key)):
             lines.append(Reference(f"{core}, ridge", float(results[key]), GREEN, dashes, core))
@@ -528,19 +502,17 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]], size: floa
         )
 
 
-def broken_axes(
-    figure: Figure, place: SubplotSpec, far: Sequence[float], share: float = 0.16
-) -> tuple[Axes, Axes | None]:
+def broken_axes(figure: Figure, grid: GridSpec, row: int, far: Sequence[float]) -> tuple[Axes, Axes | None]:
     """Axes for curves that leave room for values far above them: (main axes, strip above or None where `far` is empty).
 
-    The strip shares the x axis, covers the values in `far` and takes `share` of the height; a mark on the left edge of
-    both shows that the scale has a gap.
+    They take the rows `row` (strip) and `row` + 1 (main) of `grid` over its whole width, so that they line up with
+    other axes in it. The strip shares the x axis and covers the values in `far`; a mark on the left edge of both shows
+    that the scale has a gap.
     """
     if not len(far):
-        return figure.add_subplot(place), None
-    grid = place.subgridspec(2, 1, height_ratios=[share, 1 - share], hspace=0.0)
-    main = figure.add_subplot(grid[1])
-    strip = figure.add_subplot(grid[0], sharex=main)
+        return figure.add_subplot(grid[row : row + 2, :]), None
+    main = figure.add_subplot(grid[row + 1, :])
+    strip = figure.add_subplot(grid[row, :], sharex=main)
     margin = max(0.35 * (max(far) - min(far)), 0.04 * max(far))
     strip.set_ylim(min(far) - margin, max(far) + margin)
     # The strip is low: one tick, or two where they cannot touch.
@@ -567,25 +539,19 @@ def curve_with_mean(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, windo
     return axes.plot(*downsample(x, running_mean(y, window)), color=colour)[0]
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Call write(temporary path beside `path`), then move that over `path`. BadInput where this cannot be written."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+def _write(path: Path, write: Callable[[Path], None]) -> Path:
+    """As `write_atomically`, into a folder that need not exist yet. BadInput where this cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
+        write_atomically(path, write)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({_reason(error)})") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+        raise BadInput(f"{path}: cannot be written ({reason(error)})") from None
     return path
 
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Save at 150 dpi, atomically; the bytes do not name the matplotlib version."""
-    return write_atomically(path, lambda to: figure.savefig(to, format="png", dpi=DPI, metadata={"Software": None}))
+    return _write(path, lambda to: figure.savefig(to, format="png", dpi=DPI, metadata={"Software": None}))
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -595,101 +561,36 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def write_gif(
-    path: Path,
-    frames: Sequence[np.ndarray],
-    milliseconds: Sequence[int],
-    colours: int = 64,
-    keep: Sequence[str] = ("#FFFFFF", INK),
-    limit: int = GIF_LIMIT,
+    path: Path, frames: Sequence[np.ndarray], milliseconds: Sequence[int], colours: int = 128, limit: int = GIF_LIMIT
 ) -> Path:
     """An endlessly looping GIF of `frames`, each uint8 (height, width, 3), with one palette for all of them.
 
-    milliseconds: how long each frame stays. colours: size of the palette, at most 256; one of them means "as in the
-    frame before". keep: colours that must be in it exactly. RuntimeError where the file would be larger than `limit`
-    bytes: then nothing is written.
+    milliseconds: how long each frame stays. colours: size of the palette, at most 256. RuntimeError where the file would
+    be larger than `limit` bytes: then nothing is written.
     """
-    if len(frames) != len(milliseconds) or not len(frames):
-        raise ValueError(f"{len(frames)} frames but {len(milliseconds)} durations")
-    if not len(keep) + 1 < colours <= 256:
-        raise ValueError(f"colours must be in {len(keep) + 2} … 256, not {colours}")
-    packed = [_pack(frame) for frame in frames]
-    values, counts = zip(*(np.unique(p, return_counts=True) for p in packed), strict=True)
-    found, inverse = np.unique(np.concatenate(values), return_inverse=True)
-    palette = _palette(found, np.bincount(inverse, weights=np.concatenate(counts)), colours - 1, keep)
-    nearest = _nearest(_unpack(found), palette)
-    # Pixels that do not change get an index of their own, in a colour that occurs nowhere, and are transparent.
-    unchanged = len(palette)
-    spare = next(value for value in range(unchanged + 1) if value not in _pack(palette))
-    table = np.concatenate([palette, _unpack(np.array([spare]))]).astype(np.uint8).tobytes()
-    images = []
-    for p in packed:
-        image = Image.fromarray(nearest[np.searchsorted(found, p)])
-        image.putpalette(table)
-        images.append(image)
+    shared = Image.fromarray(np.concatenate(frames)).quantize(colours, method=Image.Quantize.FASTOCTREE)
+    palette = np.array(shared.getpalette(), dtype=np.uint8)
+    palette[palette == 254] = 255  # means over an octree's leaves are rounded down; the page around a GIF is pure white
+    shared.putpalette(palette.tobytes())
+    images = [Image.fromarray(frame).quantize(palette=shared, dither=Image.Dither.NONE) for frame in frames]
 
     def write(temporary: Path) -> None:
+        # Pillow makes pixels transparent that do not change. A palette named here is written once, not for each frame.
         images[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=list(milliseconds),
-            loop=0,
-            palette=table,
-            transparency=unchanged,
-            optimize=True,
-            disposal=1,
-        )
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=list(milliseconds), loop=0,
+            palette=palette.tobytes(), optimize=True,
+        )  # fmt: skip
         size = temporary.stat().st_size
         if size > limit:
             raise RuntimeError(
                 f"{path}: the GIF would be {size:,} bytes, more than {limit:,}; use fewer frames or colours"
             )
 
-    return write_atomically(path, write)
-
-
-def _pack(frame: np.ndarray) -> np.ndarray:
-    """uint8 (..., 3) → one uint32 a pixel (...)."""
-    red, green, blue = np.moveaxis(frame.astype(np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
-def _unpack(packed: np.ndarray) -> np.ndarray:
-    """The reverse of `_pack`: uint32 (n,) → int64 (n, 3)."""
-    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1).astype(np.int64)
-
-
-def _palette(found: np.ndarray, counts: np.ndarray, colours: int, keep: Sequence[str]) -> np.ndarray:
-    """At most `colours` colours (int64 (n, 3)) for pixels of colours `found` (packed) that occur `counts` times.
-
-    Median cut, on the square root of the counts: thin lines matter more than their area.
-    """
-    kept = np.array([[round(255 * part) for part in to_rgb(colour)] for colour in keep], dtype=np.int64).reshape(-1, 3)
-    if len(found) <= colours - len(kept):
-        chosen = _unpack(found)
-    else:
-        weights = np.maximum(1, np.sqrt(counts) * min(1.0, 2e6 / np.sqrt(counts).sum())).astype(int)
-        sample = np.repeat(_unpack(found).astype(np.uint8), weights, axis=0)[None]
-        quantised = Image.fromarray(sample).quantize(colours - len(kept), method=Image.Quantize.MEDIANCUT, kmeans=2)
-        chosen = np.array(quantised.getpalette(), dtype=np.int64).reshape(-1, 3)[: colours - len(kept)]
-    return np.unique(np.concatenate([kept, chosen]), axis=0)
-
-
-def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """uint8 (n,): index of the palette entry nearest to each colour (Euclidean in RGB), in blocks to spare memory."""
-    blocks = np.array_split(colours, max(1, len(colours) // 4096))
-    nearest = [((block[:, None] - palette) ** 2).sum(-1).argmin(1) for block in blocks]
-    return np.concatenate(nearest).astype(np.uint8)
+    return _write(path, write)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The scripts' command line
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise BadInput(message)
 
 
 def figure_arguments(
@@ -700,7 +601,7 @@ def figure_arguments(
     stub: the stub's folder, default of --out. writes: what the script writes, for the help text. extra: called with the
     parser to add flags.
     """
-    parser = _OneLineParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="run folder to draw (default: the committed laptop results, seed 0)"
     )
@@ -714,13 +615,3 @@ def figure_arguments(
     if extra is not None:
         extra(parser)
     return parser.parse_args(argv)
-
-
-def report_bad_input(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run `main(argv)`: 0, or, where it raises BadInput, 2 after one line on stderr."""
-    try:
-        main(argv)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0

@@ -8,6 +8,7 @@ is encoded once and kept outside the repository in a file named after what it ho
 generated and encoded on the fly.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,7 +36,10 @@ CHUNK = 64  # sequences encoded at a time
 
 @dataclass(frozen=True)
 class ProblemSettings:
-    """The part of every experiment's Config that says what is predicted, from what, by which frozen network."""
+    """The part of every experiment's Config that says what is predicted, from what, by which frozen network.
+
+    The last two fields are not part of the problem: how much there is to train on, and one more thing to score.
+    """
 
     digits: int = setting(1, "digits in a sequence", choices=(1, 2))
     digit_source: str = setting("embedded", "5,000 digits that come with the code, or all of MNIST", choices=SOURCES)
@@ -56,6 +60,8 @@ class ProblemSettings:
     reservoir_seed: int = setting(0, "of W0 and Win", least=0, most=MOST_SEED)
     validation_sequences: int = setting(1000, "size of the validation set", least=1, most=1_000_000)
     test_sequences: int = setting(2000, "size of the test set", least=1, most=1_000_000)
+    train_sequences: int = setting(10_000, "different training sequences", least=1, most=2**31 - 1)
+    public_test_file: str | None = setting(None, "also score on this mnist_test_seq.npy", changes_result=False)
 
     def load_digits(self) -> Digits:
         """Raises BadInput for digit files that are missing or damaged."""
@@ -63,7 +69,7 @@ class ProblemSettings:
 
     def problem(self, digits: Digits) -> "Problem":
         """The problem that these settings and these digit images name."""
-        values = {f.name: getattr(self, f.name) for f in fields(ProblemSettings) if f.name != "mnist_dir"}
+        values = {f.name: getattr(self, f.name) for f in fields(Problem) if f.name != "digits_sha256"}
         return Problem(**values, digits_sha256=digits.sha256)
 
 
@@ -139,6 +145,7 @@ class Embeddings:
         self.device = workers.device
         self.map_tiles = workers.map_on_node
         self.encoder = Encoder(problem.encoder_seed, self.device)
+        self.calibrated = False
         self.stored: dict[str, Tensor] = {}
 
     # What the bytes of a split depend on: the file's name is a hash of this.
@@ -165,20 +172,17 @@ class Embeddings:
         return self.sizes[split], self.problem.sequence_length + 1, EMBEDDING
 
     def prepare(self, workers: Workers) -> None:
-        """Calibrate, and encode what is not cached yet. On CPUs one rank of a node writes while the others wait, then read.
+        """Encode what is not cached yet. On CPUs one rank of a node writes while the others wait, then read.
 
         Raises BadInput if the cache folder cannot be written.
         """
-        if self.device.type != "cpu" or workers.local_rank == 0:
-            self._prepare(progress=workers.is_main)
-        workers.barrier()
+        first = self.device.type != "cpu" or workers.local_rank == 0
+        workers.together(lambda: self._prepare(progress=workers.is_main) if first else None)
         if not self.stored:
             self._prepare(progress=False)
 
     def _prepare(self, progress: bool) -> None:
         cached = [split for split in self.sizes if self._path(split).exists()] if self.device.type == "cpu" else []
-        if len(cached) < len(self.sizes) and self.problem.standardise == "calibration":
-            self.encoder.calibrate(self.data, self.map_tiles)
         for split in self.sizes:
             if self.device.type != "cpu":
                 if split != "train":
@@ -206,7 +210,10 @@ class Embeddings:
         return self.encode_frames(frames)
 
     def encode_frames(self, frames_BFYX: Tensor) -> Tensor:
-        """uint8 (B, F, 64, 64) → float32 (B, F, 128)."""
+        """uint8 (B, F, 64, 64) → float32 (B, F, 128). The first call calibrates: a run on cached splits need not."""
+        if not self.calibrated and self.problem.standardise == "calibration":
+            self.encoder.calibrate(self.data, self.map_tiles)
+        self.calibrated = True
         return self.encoder.encode(frames_BFYX.flatten(0, 1), self.map_tiles).unflatten(0, frames_BFYX.shape[:2])
 
     def _write(self, split: str, progress: bool) -> None:
@@ -227,7 +234,8 @@ class Embeddings:
                 "the environment variable MOVING_MNIST_CACHE names another folder"
             ) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone already, or never made
+                temporary.unlink()
 
     def _open(self, split: str) -> np.ndarray:
         # Copy-on-write, so that torch may hold it as a tensor; nobody writes to it.

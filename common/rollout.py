@@ -117,7 +117,7 @@ class Rollout:
         self.guard_square = guard**2
         # Measured on CPUs: a dense product does about ten times the multiplications of a gather in the same time.
         sparse = self.device.type == "cpu" and reservoir.index_Nk.shape[1] * 10 < self.size
-        self.dense_NN = None if sparse else self.reservoir.dense()
+        self.dense_NN = None if sparse else reservoir.dense().to(self.device, dtype)
 
     def drive(self, z_TEB: Tensor) -> Tensor:
         """Win z_t + b for all steps, hoisted out of the time loop: (T, 128, B) → (T, N, B)."""

@@ -10,6 +10,7 @@ Only rank 0 touches it. Files are replaced atomically, so that a run may be kill
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -21,18 +22,25 @@ import subprocess
 import sys
 import types
 import typing
+import weakref
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 from common.dist import BACKENDS, Workers
-from common.errors import BadInput
+from common.errors import BadInput, Parser
+from common.files import finite_or_none, write_atomically, write_json
 
 SCHEMA = 1
 DTYPES = ("float32", "float64", "float16")
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 GPU_MEMORY_FOR_H200_PRESET = 40e9  # bytes
 
 
@@ -71,18 +79,19 @@ def _allowed(metadata, kind: type) -> str:
     )
 
 
-def _converter(kind: type, metadata, flag: str) -> Callable[[str], object]:
-    """Text → value, or one clear line."""
+def _converter(kind: type, metadata) -> Callable[[str], object]:
+    """Text → value, or one clear line; argparse puts the flag's name before it."""
 
     def convert(text: str):
-        problem = BadInput(f"{flag}: must be {_allowed(metadata, kind)}, not {text!r}")
+        # Not a BadInput: argparse replaces the message of any other ValueError by one of its own.
+        problem = argparse.ArgumentTypeError(f"must be {_allowed(metadata, kind)}, not {text!r}")
         try:
             value = kind(text)
         except ValueError:
             raise problem from None
         if kind is not str:
             outside = (
-                not math.isfinite(value)
+                (kind is float and not math.isfinite(value))  # a whole number may be too large for a float
                 or (metadata["least"] is not None and value < metadata["least"])
                 or (metadata["above"] is not None and value <= metadata["above"])
                 or (metadata["most"] is not None and value > metadata["most"])
@@ -114,9 +123,24 @@ class RunSettings:
     tensorboard: bool = setting(False, "also write TensorBoard events into the run folder", changes_result=False)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise BadInput(message)
+def _with_negative_values_joined(argv: list[str]) -> list[str]:
+    """`--sigma -1e-3` → `--sigma=-1e-3`: argparse takes -1e-3 and -inf for flags, and would complain of a missing value."""
+    joined: list[str] = []
+    for text in argv:
+        previous = joined[-1] if joined else ""
+        if text.startswith("-") and _is_number(text) and previous.startswith("--") and "=" not in previous:
+            joined[-1] = f"{previous}={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] | None, description: str):
@@ -125,10 +149,10 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
 
     Raises BadInput for an unknown flag or preset and for a value outside its limits. `--preset auto` is resolved here.
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("auto", *presets)
     parser.add_argument("--preset", default="auto", metavar="{" + ",".join(names) + "}",
-                        type=_converter(str, {"choices": names, "least": None, "above": None, "most": None}, "--preset"),
+                        type=_converter(str, {"choices": names, "least": None, "above": None, "most": None}),
                         help="defaults for a purpose; auto: h200 on a CUDA device of 40 GB or more, else laptop")  # fmt: skip
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/<preset>-seed<seed>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the run folder")
@@ -147,13 +171,14 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
             continue
         allowed = "" if kind is str and not field.metadata["choices"] else f"; {_allowed(field.metadata, kind)}"
-        parser.add_argument(flag, type=_converter(kind, field.metadata, flag), default=None,
+        parser.add_argument(flag, type=_converter(kind, field.metadata), default=None,
                             metavar=kind.__name__.upper(), help=f"{text}{allowed} (default: {field.default})")  # fmt: skip
-    options = parser.parse_args(argv)
+    options = parser.parse_args(_with_negative_values_joined(sys.argv[1:] if argv is None else argv))
     given = vars(options)
     flags = {f.name: given.pop(f.name) for f in dataclasses.fields(config_class)}
     flags = {name: value for name, value in flags.items() if value is not None}
-    if options.preset == "auto":
+    options.preset_from_auto = options.preset == "auto"
+    if options.preset_from_auto:
         options.preset = _auto_preset(flags.get("device", "auto"), presets)
     config = config_class(**{**presets[options.preset], **flags})
     if options.resume and options.overwrite:
@@ -188,114 +213,128 @@ def _auto_preset(device: str, presets: dict) -> str:
     return "h200" if large and "h200" in presets else "laptop"
 
 
-def run_main(main: Callable[[list[str] | None], int]) -> typing.NoReturn:
-    """Call main(argv) and leave with the promised exit codes: 0 done, 2 bad input (one line on stderr), 130 Ctrl-C."""
-    try:
-        code = main(None)
-    except BadInput as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    sys.stdout.flush()
-    sys.exit(code)
-
-
 # --- Run folder ------------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename over: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, (json.dumps(finite_or_none(content), indent=2) + "\n").encode())
-
-
-def finite_or_none(value):
-    """JSON has no NaN: undefined numbers become null, at any depth."""
-    if isinstance(value, dict):
-        return {key: finite_or_none(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 class RunFolder:
-    """The folder of one run. Every method but `open` is called on rank 0 only."""
+    """The folder of one run: `open` it, `begin`, then `log` and `save`. All but `open` is called on rank 0 only."""
 
     FILES = ("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "results.json", "figures.npz")
 
     def __init__(self, path: Path, identity: dict):
-        self.path, self.identity = path, identity
+        self.path, self.identity = path, finite_or_none(identity)
         self.checkpoint, self.previous = path / "checkpoint.pt", path / "checkpoint.previous.pt"
         self.metrics = path / "metrics.jsonl"
+        self._fresh, self._overwrite, self._locked = True, False, False
+        self._checkpoint_is_good = False  # as far as this process knows
 
     @classmethod
     def open(cls, path: Path, identity: dict, resume: bool, overwrite: bool, workers: Workers):
-        """(folder, checkpoint or None), the same on every rank.
+        """(folder, checkpoint or None), the same on every rank. Nothing is written or deleted yet: that is for `begin`.
 
         identity: everything the run's numbers depend on; it is config.json, and a resumed run must agree with it.
         Raises BadInput where the folder holds a run and neither flag is given, where --resume finds no usable checkpoint or
-        another configuration, and where the folder cannot be written.
+        another configuration, where the folder cannot be written or another process is writing it, and where ranks disagree
+        on the identity.
         """
-        folder = cls(path, finite_or_none(identity))
+        folder = cls(path, identity)
+        folder._overwrite = overwrite
         # torchrun starts ranks again after a fault: then the run goes on by itself, or starts where nothing was saved.
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        identity_of_main = workers.from_main(lambda: folder.identity)
+
+        def agree() -> None:  # each node has its own command line, and one may have been mistyped
+            if differing := _differences(identity_of_main, folder.identity, "on rank 0"):
+                raise BadInput(f"rank {workers.rank} was started with another configuration: {differing}")
 
         def prepare() -> dict | None:
-            saved = folder.checkpoint.exists() or folder.previous.exists()
-            state = None
-            if resume or (restarted and saved):
+            folder._check_writable()
+            if path.is_dir():
+                folder._lock()
+            if not resume and not (restarted and folder._has_checkpoint()):
+                folder._refuse_to_replace_a_run()
+                return None
+            try:
                 state = folder.load()
-            elif saved or (path / "config.json").exists() and not restarted:
-                if not overwrite:
-                    raise BadInput(
-                        f"--run-dir {path} already holds a run; --resume continues it, --overwrite deletes it"
-                    )
-            folder._make_ready(fresh=state is None)
+            except BadInput:
+                if restarted and overwrite:  # the run that was to be overwritten is still there
+                    return None
+                raise
+            folder._fresh = False
             return state
 
+        workers.together(agree)
         return folder, workers.from_main(prepare)
 
-    def _make_ready(self, fresh: bool) -> None:
+    def begin(self, iteration: int) -> None:
+        """Make the folder ready for a new run, or forget what a run resumed after `iteration` writes again.
+
+        At iteration 0 these are all metrics: line 0, which comes before the first iteration, is written again too.
+        Raises BadInput if the folder cannot be written, or has been taken since `open`.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if fresh:
+            self._lock()
+            if self._fresh:
+                self._refuse_to_replace_a_run()
                 for name in self.FILES:
                     (self.path / name).unlink(missing_ok=True)
+                    (self.path / (name + ".tmp")).unlink(missing_ok=True)  # of a writer that was killed
                 write_json(self.path / "config.json", self.identity)
-                self.metrics.touch()
-            elif not os.access(self.path, os.W_OK):
-                raise PermissionError(13, "Permission denied")
+            self._truncate_metrics(iteration)
         except OSError as error:
-            raise BadInput(f"--run-dir {self.path} cannot be written: {error.strerror or error}") from None
+            raise self._unwritable(error) from None
+
+    def _has_checkpoint(self) -> bool:
+        return self.checkpoint.exists() or self.previous.exists()
+
+    def _refuse_to_replace_a_run(self) -> None:
+        # A folder without checkpoint and results is no run: a start that was killed at once may be repeated.
+        if not self._overwrite and (self._has_checkpoint() or (self.path / "results.json").exists()):
+            raise BadInput(f"--run-dir {self.path} already holds a run; --resume continues it, --overwrite deletes it")
+
+    def _unwritable(self, error: OSError) -> BadInput:
+        return BadInput(f"--run-dir {self.path} cannot be written: {error.strerror or error}")
+
+    def _check_writable(self) -> None:
+        """As far as can be told without writing: the folder, or the nearest one above it that exists, takes new files."""
+        try:
+            place = self.path
+            while not place.exists():
+                place = place.parent
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _lock(self) -> None:
+        """Two processes must not write one run. The lock is on the folder itself and goes with the process, however it ends."""
+        if fcntl is None or self._locked:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"--run-dir {self.path} is in use by another process") from None
+        except OSError:  # a file system without locks
+            pass
+        self._locked = True
 
     def load(self) -> dict:
         """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
         try:
             saved = json.loads((self.path / "config.json").read_text())
         except FileNotFoundError:
-            raise BadInput(f"--resume: {self.path} holds no run (config.json is missing)") from None
+            raise BadInput(f"--run-dir {self.path} holds no run (config.json is missing)") from None
         except (OSError, ValueError):
-            raise BadInput(f"--resume: {self.path / 'config.json'} is damaged") from None
-        differing = sorted(
-            key for key in saved.keys() | self.identity.keys() if saved.get(key) != self.identity.get(key)
-        )
-        if differing:
-            pairs = ", ".join(
-                f"{key} is {saved.get(key)!r} there, {self.identity.get(key)!r} here" for key in differing
-            )
-            raise BadInput(f"--run-dir {self.path} holds another configuration: {pairs}")
+            saved = None
+        if not isinstance(saved, dict):
+            raise BadInput(f"--run-dir: {self.path / 'config.json'} is damaged")
+        if differing := _differences(saved, self.identity, "there"):
+            raise BadInput(f"--run-dir {self.path} holds another configuration: {differing}")
         complaints = []
         for path in (self.checkpoint, self.previous):
             if not path.exists():
@@ -312,8 +351,9 @@ class RunFolder:
                 print(
                     f"{'; '.join(complaints)}; continuing from {path}, iteration {state['iteration']}", file=sys.stderr
                 )
+            self._checkpoint_is_good = path == self.checkpoint
             return state
-        raise BadInput(f"--resume: no usable checkpoint in {self.path}" + "".join(f"; {line}" for line in complaints))
+        raise BadInput("; ".join([f"--run-dir {self.path} holds no usable checkpoint", *complaints]))
 
     def save(self, state: dict) -> None:
         """Replace the checkpoint; the one before it stays as checkpoint.previous.pt.
@@ -322,18 +362,17 @@ class RunFolder:
         """
         buffer = io.BytesIO()
         torch.save({**state, "identity": fingerprint_of(self.identity)}, buffer)
-        if self.checkpoint.exists():
-            # A hard link first, so that at no moment there is no checkpoint under the main name.
-            self.previous.unlink(missing_ok=True)
-            os.link(self.checkpoint, self.previous)
+        # A copy, so that at no moment there is no checkpoint under the main name; and never of a damaged one over a good one.
+        if self._checkpoint_is_good:
+            write_atomically(self.previous, self.checkpoint.read_bytes())
         write_atomically(self.checkpoint, buffer.getvalue())
+        self._checkpoint_is_good = True
 
-    def truncate_metrics(self, iteration: int) -> None:
-        """Forget the lines after `iteration`: a resumed run writes them again."""
+    def _truncate_metrics(self, iteration: int) -> None:
         kept = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else []:
             try:
-                if json.loads(line)["iteration"] <= iteration:
+                if json.loads(line)["iteration"] <= iteration and iteration > 0:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 break  # the line that was being written when the run was killed
@@ -345,10 +384,22 @@ class RunFolder:
             file.write(json.dumps(finite_or_none(metrics)) + "\n")
 
 
+def _differences(theirs: dict, ours: dict, where: str) -> str:
+    """Which keys of two identities differ, and how; empty if none does."""
+    keys = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    return ", ".join(f"{key} is {theirs.get(key)!r} {where}, {ours.get(key)!r} here" for key in keys)
+
+
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint with weights_only=True. Raises BadInput if it is missing, truncated or something else."""
+    """Read a checkpoint with weights_only=True. Raises BadInput if it is missing, truncated, damaged or something else."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = io.BytesIO(path.read_bytes())
+        # torch.load does not look at the checksums that torch.save wrote: a flipped bit of θ would pass unseen.
+        with zipfile.ZipFile(content) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
+        content.seek(0)
+        state = torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist") from None
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
@@ -363,10 +414,15 @@ def fingerprint_of(identity: dict) -> str:
 
 
 class StopRequest:
-    """Ctrl-C asks for a stop at the end of the iteration, where a checkpoint is written; a second Ctrl-C insists."""
+    """Ctrl-C asks for a stop at the end of the iteration, where a checkpoint is written; a second Ctrl-C insists.
+
+    Not under torchrun: it passes Ctrl-C on, to which a terminal may add its own, and ends by itself a rank that has not left
+    after half a minute.
+    """
 
     def __init__(self):
         self.requested = False
+        self.torchrun = "TORCHELASTIC_RUN_ID" in os.environ
 
     def __enter__(self) -> "StopRequest":
         self._before = signal.signal(signal.SIGINT, self._ask)
@@ -374,7 +430,11 @@ class StopRequest:
 
     def _ask(self, number, frame) -> None:
         self.requested = True
+        if self.torchrun:
+            return
         signal.signal(signal.SIGINT, self._before)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this iteration; Ctrl-C again stops at once (--resume: from the last save)\n")
 
     def __exit__(self, *exception) -> None:
         signal.signal(signal.SIGINT, self._before)

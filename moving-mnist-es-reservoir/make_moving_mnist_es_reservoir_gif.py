@@ -8,8 +8,7 @@ embeddings, the next frame's true embedding and the prediction by the model as i
 validation MSE up to that checkpoint. Nothing is interpolated: every prediction drawn was saved during training.
 """
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from common.errors import BadInput
+from common.errors import BadInput, run_main
 from common.figures import (
     GREY,
     INK,
@@ -35,7 +34,6 @@ from common.figures import (
     near_and_far,
     pixels,
     references,
-    report_bad_input,
     robust_limits,
     style,
     write_gif,
@@ -52,7 +50,7 @@ SHAPES = {
     "plane_explained_2": "2",
     "frames_SFYX": "ST+YX",
 }
-TITLE = "Evolution strategies train a reservoir to predict the next frame’s embedding"
+TITLE = "A reservoir with an evolved adapter predicts the next frame’s embedding"
 # Pixels: the figure, the side of the three panels, their left and top margin and the gap between the first two.
 WIDTH, HEIGHT, GIF_DPI = 900, 372, 100
 SIDE, LEFT, TOP, GAP = 256, 18, 72, 22
@@ -175,7 +173,7 @@ class Scene:
         return picture
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     def more(parser):
         parser.add_argument(
             "--sequence", type=int, default=1, metavar="S", help="showcase sequence, from 1 (default 1)"
@@ -191,8 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames = [scene.draw(*moment) for moment in schedule(steps, len(run.arrays["plane_iteration_n"]))]
     milliseconds = [STEP_MS] * (len(frames) - 1) + [LAST_MS]
     target = options.out / "moving_mnist_es_reservoir.gif"
-    print(write_gif(target, frames, milliseconds, keep=("#FFFFFF", "#000000", INK, VERMILION)))
+    print(write_gif(target, frames, milliseconds))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(report_bad_input(main))
+    run_main(main)

@@ -5,8 +5,6 @@ python visualize_moving_mnist_es_reservoir.py --run runs/laptop-seed0 --out /som
 """
 
 import math
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from common.errors import run_main
 from common.figures import (
     BLUE,
     DIVERGING,
@@ -31,25 +30,23 @@ from common.figures import (
     curve_with_mean,
     describe,
     draw_references,
-    duration,
     figure_arguments,
     half_population_cosine,
     headed_figure,
     header_legend,
-    in_words,
     label_right,
     load_run,
     near_and_far,
     odd_window,
     predictor,
     references,
-    report_bad_input,
     robust_limits,
     running_mean,
     save_png,
     seriation,
     style,
 )
+from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
 COMMITTED = HERE / "results" / "laptop-seed0"
@@ -86,46 +83,47 @@ def training_curves(run: SavedRun) -> Figure:
         f"Validation MSE {validation[0]:.4f} → {validation[-1]:.4f} in {last:,.0f} ES iterations; test MSE {test:.4f}"
     )
     figure = headed_figure(10.5, 11.4, title, f"{describe(run.results)}\n{_effort(run)}", legend_rows=1)
-    grid = figure.add_gridspec(4, 1, height_ratios=[2.25, 1.35, 0.8, 0.8])
+    grid = figure.add_gridspec(4, 1, height_ratios=[0.42, 1.85, 1.35, 1.9])
 
-    near, far = near_and_far(references(run.results), min(*validation, test), max(*validation, test))
-    axes, strip = broken_axes(figure, grid[0], [line.value for line in far], share=0.2)
+    near, far = near_and_far(references(run.results), min(validation), max(validation))
+    axes, strip = broken_axes(figure, grid, 0, [line.value for line in far])
     draw_references(axes, near)
     marker = "o" if len(evaluated) <= 40 else ""
     axes.plot(evaluated, validation, color=VERMILION, marker=marker, ms=4.5, lw=2, zorder=4)
-    axes.plot([last], [test], marker="D", ms=7, color=VERMILION, mec="white", mew=1, zorder=5, clip_on=False)
-    inside = [*validation, test, *(line.value for line in near)]
+    inside = [*validation, *(line.value for line in near)]
     axes.set(xlim=(0, last), ylim=robust_limits(inside, share=1.0), ylabel="MSE (standardised embedding)")
     axes.tick_params(labelbottom=False)
     if strip:
         draw_references(strip, far)
     _rollouts_on_top(strip or axes, run)
 
-    losses = figure.add_subplot(grid[1], sharex=axes)
-    for key, colour in (("train_loss", SKY), ("decoder_loss", BLUE)):
+    losses = figure.add_subplot(grid[2], sharex=axes)
+    # The two often differ by less than a line's width: the lower one is drawn wider.
+    for key, colour, width in (("train_loss", SKY, 3.6), ("decoder_loss", BLUE, 1.5)):
         x, y = run.column(key)
-        curve_with_mean(losses, x, y, colour, odd_window(len(y)))
+        curve_with_mean(losses, x, y, colour, odd_window(len(y))).set_linewidth(width)
     losses.plot(evaluated, validation, color=VERMILION, lw=1.4, zorder=4)
     raw = np.concatenate([run.column("train_loss")[1], run.column("decoder_loss")[1]])
     low, high = robust_limits(raw, share=0.99)
-    losses.set_ylim(min(low, validation.min()), max(high, validation.max()))
-    losses.set(title="On the minibatches of training", xlabel="ES iteration", ylabel="MSE")
-    _state_panels(figure, [grid[2].subgridspec(1, 3), grid[3].subgridspec(1, 3)], run)
+    losses.set_ylim(robust_limits([low, high, *validation], share=1.0, pad=0.03))
+    losses.set(
+        title=f"On the training minibatches (pale: one iteration, bold: mean of {odd_window(len(y))})",
+        xlabel="ES iteration",
+        ylabel="MSE",
+    )
+    _state_panels(figure, grid[3].subgridspec(2, 3), run)
 
     header_legend(
         figure,
         [
             Line2D([], [], color=VERMILION, marker=marker, ms=4, label="validation MSE"),
-            Line2D([], [], color=VERMILION, marker="D", ms=6, ls="none", label="final test MSE"),
-            Line2D([], [], color=GREY, dashes=(5, 2), lw=1.3, label="test MSE of …"),
-            Line2D([], [], color=SKY, label="train loss (mean of the population)"),
+            Line2D([], [], color=GREY, dashes=(5, 2), lw=1.3, label="validation MSE of …"),
+            Line2D([], [], color=SKY, lw=3.6, label="train loss (mean of the population)"),
             Line2D([], [], color=BLUE, label="decoder loss (unperturbed θ)"),
         ],
     )
-    label_right(
-        axes,
-        [*((x.value, f"{x.name} {x.value:.4f}", x.colour) for x in near), (test, f"this run {test:.4f}", VERMILION)],
-    )
+    ends = [(x.value, f"{x.name} {x.value:.4f}", x.colour) for x in near]
+    label_right(axes, [*ends, (validation[-1], f"this run {validation[-1]:.4f}", VERMILION)])
     if strip:
         label_right(strip, [(x.value, f"{x.name} {x.value:.4f}", x.colour) for x in far])
     return figure
@@ -165,7 +163,7 @@ def _rollouts_on_top(axes: Axes, run: SavedRun) -> None:
     second.spines["top"].set_visible(False)
 
 
-def _state_panels(figure: Figure, rows: Sequence, run: SavedRun) -> None:
+def _state_panels(figure: Figure, grid, run: SavedRun) -> None:
     """Small multiples: failed members, σ, learning rate, and the norms of U, V and h."""
     panels = (
         ("exploded_fraction", "Exploded members", VERMILION, "share of members"),
@@ -177,7 +175,7 @@ def _state_panels(figure: Figure, rows: Sequence, run: SavedRun) -> None:
     )
     first = None
     for i, (key, title, colour, label) in enumerate(panels):
-        axes = figure.add_subplot(rows[i // 3][i % 3], sharex=first)
+        axes = figure.add_subplot(grid[i // 3, i % 3], sharex=first)
         first = first or axes
         x, y = run.column(key)
         axes.set_title(title, fontsize=10)
@@ -211,7 +209,7 @@ def _state_panels(figure: Figure, rows: Sequence, run: SavedRun) -> None:
 
 
 def prediction_vs_target(run: SavedRun) -> Figure:
-    """Showcase sequences: frames, true and predicted embeddings, their difference, single dimensions; error by frame."""
+    """Showcase sequences: frames, true and predicted embeddings and their difference; error by frame."""
     frames, target, prediction = (run.arrays[name] for name in ("frames_SFYX", "target_STE", "prediction_STE"))
     sequences, steps, dimensions = target.shape
     squared = (prediction - target) ** 2
@@ -225,8 +223,9 @@ def prediction_vs_target(run: SavedRun) -> Figure:
     )
     order = seriation(target.reshape(-1, dimensions))
     limit = float(np.quantile(np.abs(target), 0.99)) or 1.0
-    # One grid for everything, so that columns line up; 0.12 are gaps between its three parts.
-    grid = figure.add_gridspec(10, sequences, height_ratios=[0.62, 1.6, 1.6, 1.6, 0.12, 0.75, 0.75, 0.75, 0.12, 2.7])
+    # Sequences share one grid, so that their columns line up; the row of 0.12 is a gap.
+    upper, lower = figure.add_gridspec(2, 1, height_ratios=[7.9, 2.3])
+    grid = upper.subgridspec(8, sequences, height_ratios=[0.62, 1.6, 1.6, 1.6, 0.12, 0.75, 0.75, 0.75])
     rows = (("true", target), ("predicted", prediction), ("predicted − true", prediction - target))
     shown, image = [], None
     for s in range(sequences):
@@ -249,7 +248,7 @@ def prediction_vs_target(run: SavedRun) -> Figure:
     bar.set_label("standardised embedding (standard deviations)")
     bar.outline.set_visible(False)
     _single_dimensions(figure, grid, 5, target, prediction)
-    _error_by_frame(figure, grid[9, :], run)
+    _error_by_frame(figure, lower.subgridspec(2, 1, height_ratios=[0.5, 1.9]), run)
     return figure
 
 
@@ -278,7 +277,7 @@ def _film_strip(axes: Axes, frames_FYX: np.ndarray, title: str) -> None:
 
 
 def _single_dimensions(figure: Figure, grid, row: int, target_STE: np.ndarray, prediction_STE: np.ndarray) -> None:
-    """The dimension predicted best, the median one and the worst: a row of `grid` each, from `row`, with all sequences."""
+    """The dimension predicted best, the median one and the worst, each in a row of `grid` from `row`."""
     sequences, steps, dimensions = target_STE.shape
     error_E = ((prediction_STE - target_STE) ** 2).mean((0, 1))
     ranked = np.argsort(error_E, kind="stable")
@@ -303,8 +302,8 @@ def _single_dimensions(figure: Figure, grid, row: int, target_STE: np.ndarray, p
                 axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0, columnspacing=1.4)
 
 
-def _error_by_frame(figure: Figure, place, run: SavedRun) -> None:
-    """Test MSE by target frame: the trained model against the trivial predictors."""
+def _error_by_frame(figure: Figure, grid, run: SavedRun) -> None:
+    """Test MSE by target frame, trained model against trivial predictors, in the two rows of `grid`."""
     ours = run.arrays["mse_by_frame_T"]
     curves = list(zip(run.arrays["trivial_names"], run.arrays["trivial_mse_by_frame_kT"], strict=True))
     curves = [(predictor(name, mse.max()), mse) for name, mse in curves]
@@ -312,7 +311,7 @@ def _error_by_frame(figure: Figure, place, run: SavedRun) -> None:
     # A curve that lies far above (usually copy-last) gets a strip of its own, or the others could not be told apart.
     near, far = near_and_far([line for line, _ in curves], float(ours.min()), float(ours.max()))
     beyond = [value for line, mse in curves if line in far for value in (mse.min(), mse.max())]
-    axes, strip = broken_axes(figure, place, beyond, share=0.24)
+    axes, strip = broken_axes(figure, grid, 0, beyond)
     for line, mse in curves:
         where = strip if line in far else axes
         where.plot(frame, mse, color=line.colour, lw=1.4, dashes=line.dashes)
@@ -385,7 +384,8 @@ def _largest_moduli(axes: Axes, frozen: np.ndarray, trained: np.ndarray, count: 
 
 
 def _singular_values(axes: Axes, start: np.ndarray, final: np.ndarray) -> None:
-    """Both spectra on a log axis; zeros (the start with U = 0) cannot be drawn there and are said in words."""
+    """Both spectra, from 0 or, where they span more than a decade, on a log axis; a spectrum of zeros (the start with
+    U = 0) is said in words."""
     index = np.arange(1, len(final) + 1)
     tiny = 1e-7 * max(final.max(), start.max(), 1e-30)
     labels = []
@@ -398,9 +398,12 @@ def _singular_values(axes: Axes, start: np.ndarray, final: np.ndarray) -> None:
     axes.set_title(f"Singular values of UVᵀ ({' and '.join(zero)} all 0)" if zero else "Singular values of UVᵀ")
     axes.set(xlabel="singular value, by size", ylabel="singular value", xlim=(0, len(final) + 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if labels:
+    drawn = np.concatenate([start[start > tiny], final[final > tiny]])
+    if len(drawn) and drawn.max() > 10 * drawn.min():
         axes.set_yscale("log")
-        label_right(axes, labels)
+    else:
+        axes.set_ylim(0, 1.08 * drawn.max(initial=0.0) or 1.0)
+    label_right(axes, labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -439,12 +442,12 @@ def hidden_activity(run: SavedRun) -> Figure:
     density = share / np.diff(edges)
     axes.stairs(density, edges, fill=True, color=SKY, alpha=0.85)
     axes.stairs(density, edges, color=BLUE, lw=1)
-    axes.set_title("All activities, whole test set")
+    axes.set_title("All activities on test sequences")
     axes.set(xlabel="activity h", ylabel="density", xlim=(edges[0], edges[-1]), ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 5, 10]))
     axes = figure.add_subplot(side[1])
     axes.plot(np.arange(1, steps + 1), rms, color=ORANGE, marker="o", ms=4, lw=2)
-    axes.set_title("RMS over units and test set")
+    axes.set_title("RMS over units and test sequences")
     axes.set(xlabel="time step t", ylabel="RMS(h)", xlim=(0.5, steps + 0.5), ylim=(0, 1.12 * float(rms.max()) or 1.0))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     return figure
@@ -464,14 +467,16 @@ def gradient_quality(run: SavedRun) -> Figure:
     window = odd_window(len(cosine), 0.2)
     noise = 1 / math.sqrt(parameters)
     count = max(len(cosine), 1)
-    mean = f"{cosine.mean():.4f} ± {noise / math.sqrt(count):.4f}" if len(cosine) else "not recorded"
+    mean = f"{cosine.mean():.4f} ± {noise / math.sqrt(count):.4f}".replace("-", "−") if len(cosine) else "not recorded"
     title = f"Cosine between the gradients of half-populations: {mean}, expected {expected:.4f}"
     figure = headed_figure(
         10.5, 8.6, title, f"D = 2Nr = {parameters:,} ES parameters · {describe(run.results)}", legend_rows=2
     )
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.9, 1])
 
-    _size_panel(top, *run.column("gradient_norm"), BLUE, "Size of the gradient estimate", "|ĝ|")
+    # Shaping replaces losses by ranks or z-scores: |ĝ| is then no size of the loss's gradient.
+    label = "|ĝ|" if config.get("fitness_shaping", "raw") == "raw" else "|ĝ| of shaped losses"
+    _size_panel(top, *run.column("gradient_norm"), BLUE, "Size of the gradient estimate", label)
     middle.axhspan(-noise, noise, color=PALE, alpha=0.55, lw=0)
     middle.axhline(0, color=GREY, lw=0.8)
     spread = noise / math.sqrt(window)
@@ -522,14 +527,15 @@ FIGURES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     options = figure_arguments(__doc__.splitlines()[0], HERE, "viz/", argv)
     run = load_run(options.run, COMMITTED, SHAPES, needs=("train_loss", "decoder_loss", "validation_mse"))
     with style():
         figures = {name: draw(run) for name, draw in FIGURES.items()}
         for name, figure in figures.items():
             print(save_png(figure, options.out / "viz" / f"{name}.png"))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(report_bad_input(main))
+    run_main(main)

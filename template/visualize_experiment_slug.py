@@ -4,16 +4,14 @@ python visualize_experiment_slug.py                       # the committed result
 python visualize_experiment_slug.py --run runs/laptop-seed0 --out /some/folder
 """
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from common.errors import run_main
 from common.figures import (
-    BLUE,
     DIVERGING,
-    GREEN,
     SKY,
     VERMILION,
     SavedRun,
@@ -25,8 +23,8 @@ from common.figures import (
     label_right,
     load_run,
     odd_window,
+    predictor,
     references,
-    report_bad_input,
     save_png,
     style,
 )
@@ -34,8 +32,8 @@ from common.figures import (
 HERE = Path(__file__).resolve().parent
 COMMITTED = HERE / "results" / "smoke-seed0"  # laptop-seed0 once that is published
 
-# T target frames, E embedding dimensions, M units shown, e singular values.
-SHAPES = {"hidden_TM": "TM", "error_TE": "TE", "readout_singular_values": "e"}
+# T target frames, M units shown, k predictors; common/figure_data.py has more.
+SHAPES = {"hidden_TM": "TM", "mse_by_frame_T": "T", "trivial_names": "k", "trivial_mse_by_frame_kT": "kT"}
 
 
 def training_curves(run: SavedRun) -> Figure:
@@ -56,35 +54,39 @@ def training_curves(run: SavedRun) -> Figure:
 
 
 def hidden_states(run: SavedRun) -> Figure:
-    """Activity on one test sequence, the error of its predictions, and the readout's singular values."""
-    figure = headed_figure(9, 7, "What the frozen reservoir does with one test sequence", describe(run.results))
-    top, middle, bottom = figure.subplots(3, 1, height_ratios=[2, 1, 1])
-    hidden_TM, error_TE = run.arrays["hidden_TM"], run.arrays["error_TE"]
-    steps = range(1, len(hidden_TM) + 1)
-    image = top.imshow(
-        hidden_TM.T, aspect="auto", cmap=DIVERGING, vmin=-1, vmax=1, extent=(0.5, len(hidden_TM) + 0.5, 0, 1)
+    """Activity on one test sequence, and the error on the test set after each frame."""
+    figure = headed_figure(
+        9, 7, "What the frozen reservoir does, and what its readout gets wrong", describe(run.results)
     )
-    top.set(xlabel="frame read", yticks=[], ylabel=f"{hidden_TM.shape[1]} units")
+    top, bottom = figure.subplots(2, 1)
+    hidden_TM, error_T = run.arrays["hidden_TM"], run.arrays["mse_by_frame_T"]
+    steps, units = hidden_TM.shape
+    image = top.imshow(hidden_TM.T, aspect="auto", cmap=DIVERGING, vmin=-1, vmax=1, extent=(0.5, steps + 0.5, 0, 1))
+    top.set(xlabel="frame read", yticks=[], ylabel=f"{units} units, one test sequence")
     top.grid(False)
-    figure.colorbar(image, ax=top, label="activity h")
-    middle.plot(steps, (error_TE**2).mean(1), color=BLUE, marker="o", ms=4)
-    middle.set(xlabel="frame read", ylabel="squared error", ylim=(0, None))
-    values = run.arrays["readout_singular_values"]
-    bottom.plot(range(1, len(values) + 1), values, color=GREEN)
-    bottom.set(xlabel="index", ylabel="singular values\nof the readout", ylim=(0, None))
+    figure.colorbar(image, cax=top.inset_axes((1.02, 0, 0.02, 1)), label="activity h")
+    frame, labels = np.arange(2, steps + 2), [(error_T[-1], "this run", VERMILION)]
+    bottom.plot(frame, error_T, color=VERMILION, marker="o", ms=4)
+    for name, trivial_T in zip(run.arrays["trivial_names"], run.arrays["trivial_mse_by_frame_kT"]):
+        look = predictor(name, trivial_T[-1])
+        bottom.plot(frame, trivial_T, color=look.colour, dashes=look.dashes)
+        labels.append((look.value, look.name, look.colour))
+    bottom.set(xlabel="target frame", ylabel="test MSE")
+    label_right(bottom, labels)
     return figure
 
 
 FIGURES = {"training_curves": training_curves, "hidden_states": hidden_states}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     options = figure_arguments(__doc__.splitlines()[0], HERE, "viz/", argv)
     run = load_run(options.run, COMMITTED, SHAPES, needs=("train_loss", "validation_mse"), settings=("hidden_size",))
     with style():
         for name, draw in FIGURES.items():
             print(save_png(draw(run), options.out / "viz" / f"{name}.png"))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(report_bad_input(main))
+    run_main(main)

@@ -1,4 +1,4 @@
-"""common/catalog.py on a made-up repository: rendering, publishing, and a contract check that notices every breach."""
+"""A made-up repository: rendering its results, publishing, and a contract check that notices every breach."""
 
 import copy
 import json
@@ -8,8 +8,21 @@ import sys
 import pytest
 from PIL import Image
 
-from common import catalog
+from common import catalog, contract
 from common.errors import BadInput
+from common.results import (
+    CEILING,
+    FLOOR,
+    HISTORY_LINES,
+    LARGEST_FILE,
+    ROOT,
+    load_results,
+    publish,
+    render,
+    thin_history,
+    write_results,
+)
+from common.scaffold import new
 
 SLUG, MODULE = "toy-experiment", "toy_experiment"
 
@@ -80,6 +93,9 @@ All.
 """
 
 
+PROBLEM = {"digits": 1, "sequence_length": 20, "hidden_size": 2000, "digits_sha256": "ab" * 32}
+
+
 def result(stub=SLUG, preset="laptop", seed=0, test_mse=0.63, **changes):
     """A valid result; changes are set at the top level."""
     return {
@@ -88,7 +104,7 @@ def result(stub=SLUG, preset="laptop", seed=0, test_mse=0.63, **changes):
         "seed": seed,
         "preset": preset,
         "problem_id": "0123456789ab",
-        "problem": {"digits": 1, "sequence_length": 20, "hidden_size": 2000, "digits_sha256": "ab" * 32},
+        "problem": PROBLEM,
         "config": {"rank": 32},
         "test_mse": test_mse,
         "test_mse_last_frame": 0.61,
@@ -146,7 +162,7 @@ def root(tmp_path):
         frames[0].save(stub / "viz" / f"{name}.png")
     frames[0].save(stub / f"{MODULE}.gif", save_all=True, append_images=frames[1:])
     commit(tmp_path, result())
-    catalog.write_results(tmp_path)
+    write_results(tmp_path)
     return tmp_path
 
 
@@ -156,24 +172,24 @@ def root(tmp_path):
 
 def test_rows_give_mean_and_sample_standard_deviation_over_seeds():
     # Mean of 0.60, 0.63, 0.66 is 0.63; deviations −0.03, 0, 0.03, so s = √(0.0018 / 2) = 0.03.
-    text = catalog.render([result(seed=s, test_mse=m) for s, m in enumerate((0.60, 0.63, 0.66))])
+    text = render([result(seed=s, test_mse=m) for s, m in enumerate((0.60, 0.63, 0.66))])
     row = cells(text, f"[{SLUG}]({SLUG}/README.md)")
     assert row[1:4] == ["laptop", "0, 1, 2", "0.6300 ± 0.0300 (3 seeds)"]
-    assert row[7:] == ["51,200", "2.5 min", "a small CPU, 2 threads", "abcdef012", "partial"]
+    assert row[7:] == ["51,200", "2 min 30 s", "a small CPU, 2 threads", "abcdef012", "partial"]
     assert "frame 21 MSE" in text and "1 digit, T = 20, N = 2000" in text
 
 
 def test_a_single_seed_shows_no_spread():
-    assert cells(catalog.render([result()]), f"[{SLUG}]")[3] == "0.6300 (1 seed)"
+    assert cells(render([result()]), f"[{SLUG}]")[3] == "0.6300 (1 seed)"
 
 
 def test_rendering_does_not_depend_on_the_order_of_files(root):
     for seed in (2, 1):
         commit(root, result(seed=seed, test_mse=0.6 + seed / 100))
-    commit(root, result(preset="smoke", problem_id="000000000000", problem={"hidden_size": 64}))
-    results = catalog.load_results(root)
+    commit(root, result(preset="smoke", problem_id="000000000000", problem={**PROBLEM, "hidden_size": 64}))
+    results = load_results(root)
     assert [(r["preset"], r["seed"]) for r in results] == [("laptop", 0), ("laptop", 1), ("laptop", 2), ("smoke", 0)]
-    text = catalog.render(results)
+    text = render(results)
     assert text.index("0123456789ab") < text.index("000000000000"), "smoke problems come last"
 
 
@@ -182,7 +198,7 @@ def test_trivial_predictors_and_the_frozen_core_are_rows_of_the_same_ladder():
         n: {"all": v, "last_frame": v + 0.01}
         for n, v in [("mean", 1.0), ("copy_last", 1.4), ("ar1", 0.656), ("ar3", 0.65)]
     }
-    text = catalog.render([result(trivial_test_mse=trivial, ridge_test_mse_at_start=0.64)])
+    text = render([result(trivial_test_mse=trivial, ridge_test_mse_at_start=0.64)])
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
     assert rows == [
         f"[{SLUG}]({SLUG}/README.md)",
@@ -199,34 +215,34 @@ def test_trivial_predictors_and_the_frozen_core_are_rows_of_the_same_ladder():
 def test_results_of_one_problem_must_agree_on_its_trivial_predictors():
     pair = [result(seed=s, trivial_test_mse={"mean": {"all": v, "last_frame": 1.0}}) for s, v in ((0, 1.0), (1, 1.01))]
     with pytest.raises(BadInput, match="disagree on trivial_test_mse.mean.all"):
-        catalog.render(pair)
+        render(pair)
     with pytest.raises(BadInput, match="'problem'"):
-        catalog.render([result(), result(seed=1, problem={"hidden_size": 1})])
+        render([result(), result(seed=1, problem={**PROBLEM, "hidden_size": 1})])
 
 
 def test_seeds_of_one_row_must_share_their_settings():
-    catalog.render([result(config={"rank": 32, "threads": 2}), result(seed=1, config={"rank": 32, "threads": 4})])
+    render([result(config={"rank": 32, "threads": 2}), result(seed=1, config={"rank": 32, "threads": 4})])
     with pytest.raises(BadInput, match="differ in config: rank"):
-        catalog.render([result(config={"rank": 32}), result(seed=1, config={"rank": 16})])
+        render([result(config={"rank": 32}), result(seed=1, config={"rank": 16})])
 
 
 def test_gap_closed_needs_floor_and_ceiling_of_the_same_problem():
-    floor, ceiling = result(stub=catalog.FLOOR, test_mse=0.65), result(stub=catalog.CEILING, test_mse=0.55)
-    text = catalog.render([result(test_mse=0.63), floor, ceiling])
+    floor, ceiling = result(stub=FLOOR, test_mse=0.65), result(stub=CEILING, test_mse=0.55)
+    text = render([result(test_mse=0.63), floor, ceiling])
     # (0.65 − 0.63) / (0.65 − 0.55) = 0.2
-    assert [cells(text, f"[{slug}]")[6] for slug in (SLUG, catalog.FLOOR, catalog.CEILING)] == ["20%", "0%", "100%"]
+    assert [cells(text, f"[{slug}]")[6] for slug in (SLUG, FLOOR, CEILING)] == ["20%", "0%", "100%"]
 
-    elsewhere = result(stub=catalog.CEILING, test_mse=0.55, problem_id="fedcba987654", problem={"hidden_size": 256})
-    text = catalog.render([result(), floor, elsewhere])
+    elsewhere = result(stub=CEILING, test_mse=0.55, problem_id="fedcba987654", problem={**PROBLEM, "hidden_size": 256})
+    text = render([result(), floor, elsewhere])
     assert cells(text, f"[{SLUG}]")[6] == "—" and "not there yet" in text
 
 
 def test_disagreeing_seeds_and_dirty_sources_are_shown():
     dirty = {"commit": None, "dirty": True, "stub_sha256": "1" * 64, "common_sha256": "2" * 64}
-    text = catalog.render([result(), result(seed=1, reproduces="no", source=dirty)])
+    text = render([result(), result(seed=1, reproduces="no", source=dirty)])
     assert cells(text, f"[{SLUG}]")[10:] == ["abcdef012, unknown†", "partial (1), no (1)"]
     assert "† Code was not" in text
-    assert "†" not in catalog.render([result()])
+    assert "†" not in render([result()])
 
 
 def test_a_stale_results_page_is_noticed(root):
@@ -250,6 +266,7 @@ def test_a_stale_results_page_is_noticed(root):
         ("source.dirty", "no", "'source.dirty' must be true, false or null"),
         ("source.commit", KeyError, "'source.commit' is missing"),
         ("config", KeyError, "'config' is missing"),
+        ("problem.sequence_length", KeyError, "'problem.sequence_length' is missing"),
         ("trivial_test_mse", {"mean": {"all": "low"}}, "'trivial_test_mse.mean.all' must be"),
     ],
 )
@@ -265,7 +282,7 @@ def test_a_result_that_breaks_the_schema_is_refused_by_file_and_key(root, path, 
         place[key] = value
     commit(root, content, name="laptop-seed1.json")
     with pytest.raises(BadInput, match=message) as error:
-        catalog.load_results(root)
+        load_results(root)
     assert "laptop-seed1.json" in str(error.value)
 
 
@@ -273,11 +290,11 @@ def test_a_result_must_be_json_and_lie_where_it_says(root):
     path = commit(root, result(seed=1))
     path.write_text(path.read_text().replace("0.63", "NaN"))
     with pytest.raises(BadInput, match="NaN is not a number"):
-        catalog.load_results(root)
+        load_results(root)
     path.unlink()
     commit(root, result(seed=1), name="laptop-seed7.json")
     with pytest.raises(BadInput, match="laptop-seed1.json"):
-        catalog.load_results(root)
+        load_results(root)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -290,18 +307,18 @@ def history(count, evaluations):
 
 def test_history_is_thinned_but_keeps_evaluations_and_both_ends():
     evaluations = {7, 501, 998}
-    kept = [json.loads(line)["iteration"] for line in catalog.thin_history(history(1000, evaluations))]
-    assert len(kept) == catalog.HISTORY_LINES
+    kept = [json.loads(line)["iteration"] for line in thin_history(history(1000, evaluations))]
+    assert len(kept) == HISTORY_LINES
     assert evaluations | {0, 999} <= set(kept)
     assert kept == sorted(set(kept))
     assert max(b - a for a, b in zip(kept, kept[1:])) <= 7  # 1000 lines, 200 kept: about every fifth
-    assert catalog.thin_history(history(150, {3})) == history(150, {3})
-    assert catalog.thin_history([]) == []
+    assert thin_history(history(150, {3})) == history(150, {3})
+    assert thin_history([]) == []
 
 
 def test_too_many_evaluations_are_thinned_evenly():
-    kept = [json.loads(line)["iteration"] for line in catalog.thin_history(history(1000, set(range(1000))))]
-    assert len(kept) == catalog.HISTORY_LINES and kept[0] == 0 and kept[-1] == 999
+    kept = [json.loads(line)["iteration"] for line in thin_history(history(1000, set(range(1000))))]
+    assert len(kept) == HISTORY_LINES and kept[0] == 0 and kept[-1] == 999
 
 
 def finished_run(root, content, figures=b"arrays"):
@@ -315,33 +332,33 @@ def finished_run(root, content, figures=b"arrays"):
 
 def test_publish_copies_result_history_and_figures_of_seed_0(root):
     run = finished_run(root, result(test_mse=0.5))
-    names = [path.name for path in catalog.publish(run, root)]
-    assert names == ["laptop-seed0.json", "laptop-seed0.history.jsonl", "laptop-seed0.figures.npz"]
-    folder = root / SLUG / "results"
-    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
-    assert json.loads((folder / names[0]).read_text())["test_mse"] == 0.5
-    assert len((folder / names[1]).read_text().splitlines()) == catalog.HISTORY_LINES
-    assert (folder / names[2]).read_bytes() == b"arrays"
+    history, figures, numbers = publish(run, root)
+    names = ["laptop-seed0.history.jsonl", "laptop-seed0.figures.npz", "laptop-seed0.json"]
+    assert [history.name, figures.name, numbers.name] == names
+    assert sorted(p.name for p in (root / SLUG / "results").iterdir()) == sorted(names)
+    assert json.loads(numbers.read_text())["test_mse"] == 0.5
+    assert len(history.read_text().splitlines()) == HISTORY_LINES
+    assert figures.read_bytes() == b"arrays"
 
 
 def test_publish_leaves_the_figures_of_other_seeds_out(root):
-    assert [p.name for p in catalog.publish(finished_run(root, result(seed=1)), root)] == [
-        "laptop-seed1.json",
-        "laptop-seed1.history.jsonl",
-    ]
+    old = root / SLUG / "results" / "laptop-seed1.figures.npz"
+    old.write_bytes(b"of an earlier run")
+    names = [p.name for p in publish(finished_run(root, result(seed=1)), root)]
+    assert names == ["laptop-seed1.history.jsonl", "laptop-seed1.json"] and not old.exists()
 
 
-def test_publish_refuses_what_is_unfinished_foreign_or_too_large_and_writes_nothing(root, capsys):
+def test_publish_refuses_what_is_unfinished_foreign_or_too_large_and_writes_nothing(root):
     before = sorted((root / SLUG / "results").iterdir())
-    large = finished_run(root, result(seed=0, preset="brief"), figures=bytes(catalog.LARGEST_FILE + 1))
+    large = finished_run(root, result(seed=0, preset="brief"), figures=bytes(LARGEST_FILE + 1))
     with pytest.raises(BadInput, match="figures.npz would be 2,000,001 bytes"):
-        catalog.publish(large, root)
+        publish(large, root)
     with pytest.raises(BadInput, match="no experiment"):
-        catalog.publish(finished_run(root, result(stub="elsewhere")), root)
+        publish(finished_run(root, result(stub="elsewhere")), root)
     unfinished = root / SLUG / "runs" / "some-run"
     (unfinished / "results.json").unlink()
-    assert catalog.main(["publish", str(unfinished), "--root", str(root)]) == 2
-    assert "only a finished run" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="only a finished run"):
+        catalog.main(["publish", str(unfinished), "--root", str(root)])
     assert sorted((root / SLUG / "results").iterdir()) == before
 
 
@@ -350,7 +367,7 @@ def test_publish_refuses_what_is_unfinished_foreign_or_too_large_and_writes_noth
 
 
 def test_an_experiment_that_keeps_the_contract_has_no_problems(root):
-    assert catalog.check(root) == []
+    assert contract.check(root) == []
 
 
 def edit(path, old, new):
@@ -409,29 +426,29 @@ BREACHES = {
 def test_every_breach_is_noticed(root, name):
     breach, message = BREACHES[name]
     breach(root)
-    assert any(message in problem for problem in catalog.check(root)), catalog.check(root)
+    assert any(message in problem for problem in contract.check(root)), contract.check(root)
 
 
 def test_stubs_do_not_import_each_other(root):
     other = root / "other-stub"
     other.mkdir()
     (other / "other_stub.py").write_text(f"import {MODULE}.part as part\n")
-    (problem,) = catalog.check_code(root, "other-stub")
+    (problem,) = contract.check_code(root, "other-stub")
     assert problem == f"other-stub/other_stub.py: imports {MODULE} of stub {SLUG}"
 
 
 def test_large_files_under_version_control_are_noticed(root):
-    (root / "large.bin").write_bytes(bytes(catalog.LARGEST_FILE + 1))
-    assert catalog.check_sizes(root) == [], "not in a git work tree"
+    (root / "large.bin").write_bytes(bytes(LARGEST_FILE + 1))
+    assert contract.check_sizes(root) == [], "not in a git work tree"
     for command in (["git", "init", "-q"], ["git", "add", "large.bin"]):
         subprocess.run(command, cwd=root, check=True)
-    assert catalog.check_sizes(root) == ["large.bin: over 2 MB"]
+    assert contract.check_sizes(root) == ["large.bin: over 2 MB"]
 
 
 def test_bash_blocks_become_words():
     first = "a=1 srun python x.py --n \"$N\" 'two words' | tail -1  # said"
     text = f"```bash\n{first}\ncd b && make c\n```\n```text\nnot this\n```\n"
-    assert catalog.bash_commands(text) == [
+    assert contract.bash_commands(text) == [
         [["python", "x.py", "--n", "0", "two words"], ["tail", "-1"], ["cd", "b"], ["make", "c"]]
     ]
 
@@ -456,7 +473,7 @@ def test_bash_blocks_become_words():
 def test_names_that_cannot_become_an_experiment_are_refused(root, name, reason):
     before = sorted(root.rglob("*"))
     with pytest.raises(BadInput, match=reason):
-        catalog.new(name, root)
+        new(name, root)
     assert sorted(root.rglob("*")) == before
 
 
@@ -468,6 +485,6 @@ def test_bad_input_is_one_line_and_exit_code_2(root):
         ["bake"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "common.catalog", *arguments], cwd=catalog.ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "common.catalog", *arguments], cwd=ROOT, capture_output=True, text=True
         )
         assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (2, 1, ""), done

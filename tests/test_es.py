@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from common import es
-from common.rollout import Rollout
 from common.reservoir import draw_reservoir, rollout_reference
+from common.rollout import Rollout
 
 N, R = 40, 3
 D = 2 * N * R

@@ -25,7 +25,9 @@ class MadeUpEmbeddings:
     def __init__(self, train=60, validation=30, test=150):
         generator = torch.Generator().manual_seed(0)
         self.sizes = {"train": train, "validation": validation, "test": test}
-        self.stored = {s: torch.randn(n, T + 1, EMBEDDING, generator=generator).cumsum(dim=1) for s, n in self.sizes.items()}
+        self.stored = {
+            s: torch.randn(n, T + 1, EMBEDDING, generator=generator).cumsum(dim=1) for s, n in self.sizes.items()
+        }
         self.problem = SimpleNamespace(sequence_length=T)
 
     def get(self, split, index_B):
@@ -59,7 +61,7 @@ def test_score_is_the_mean_squared_error_by_target_frame(network):
         got = evaluation.score(rollout, u, v, decoder, embeddings, "test", workers)
     z = embeddings.stored["test"]
     prediction = plain_states(rollout, u, v, z) @ decoder.weight.double().T + decoder.bias.double()
-    expected = (prediction - z[:, 1:].double()).square().mean(dim=(0, 2))
+    expected = (prediction - z[:, 1:].double()).square().mean(dim=(0, 2)).detach()
     assert torch.allclose(got.by_frame_T, expected, rtol=1e-5)
     assert got.mse == pytest.approx(float(expected.mean()), rel=1e-5)
     assert got.last_frame == pytest.approx(float(expected[-1]), rel=1e-5)
@@ -93,18 +95,21 @@ def test_ridge_score_is_a_least_squares_readout_of_the_states(network, monkeypat
     rollout, u, v, _ = network
     monkeypatch.setattr(evaluation, "PENALTIES", (1e-3,))
     embeddings = MadeUpEmbeddings(train=100, validation=10, test=70)
-    got = evaluation.ridge_score(rollout, u, v, embeddings, map)
+    got = evaluation.ridge_scores(rollout, u, v, embeddings, map)
 
     def rows(split):
         states = plain_states(rollout, u, v, embeddings.stored[split]).flatten(0, 1).numpy()
-        return np.hstack((states, np.ones((len(states), 1)))), embeddings.stored[split][:, 1:].flatten(0, 1).double().numpy()
+        return np.hstack((states, np.ones((len(states), 1)))), embeddings.stored[split][:, 1:].flatten(
+            0, 1
+        ).double().numpy()
 
     x, y = rows("train")
     penalty = np.eye(41) * 1e-3 * (x[:, :-1] ** 2).sum(axis=0).mean()
     penalty[-1, -1] = 0
     weights = np.linalg.solve(x.T @ x + penalty, x.T @ y)
-    x, y = rows("test")
-    assert got.mse == pytest.approx(((x @ weights - y) ** 2).mean(), rel=1e-4)
+    for split in ("validation", "test"):
+        x, y = rows(split)
+        assert got[split].mse == pytest.approx(((x @ weights - y) ** 2).mean(), rel=1e-4)
 
 
 def test_ridge_chooses_its_penalty_on_validation():
@@ -128,7 +133,8 @@ def test_lags_are_zero_before_the_first_frame():
 def test_trivial_predictors(monkeypatch):
     monkeypatch.setattr(evaluation, "PENALTIES", (1e-6,))
     embeddings = MadeUpEmbeddings(train=200, validation=20, test=40)
-    got = evaluation.trivial_scores(embeddings)
+    scores = evaluation.trivial_scores(embeddings)
+    got = scores["test"]
     train, test = embeddings.stored["train"].double().numpy(), embeddings.stored["test"].double().numpy()
     mean = train[:, 1:].mean(axis=(0, 1))
     assert got["mean"].mse == pytest.approx(((test[:, 1:] - mean) ** 2).mean(), rel=1e-9)
@@ -140,6 +146,8 @@ def test_trivial_predictors(monkeypatch):
     prediction = test[:, :-1] @ weights[:-1] + weights[-1]
     assert got["ar1"].mse == pytest.approx(((prediction - test[:, 1:]) ** 2).mean(), rel=1e-3)
     assert got["ar3"].by_frame_T.shape == (T,)
+    validation = embeddings.stored["validation"].double().numpy()
+    assert scores["validation"]["mean"].mse == pytest.approx(((validation[:, 1:] - mean) ** 2).mean(), rel=1e-9)
 
 
 # --- Decoder ---------------------------------------------------------------------------------------------------------
@@ -179,15 +187,24 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def embeddings_of(settings, train=9):
-    digits = settings.load_digits()
+@pytest.fixture
+def workers():
     with Workers(torch.device("cpu")) as workers:
+        yield workers
+
+
+@pytest.fixture
+def embeddings_of(cache, workers):
+    def build(settings, train=9):
+        digits = settings.load_digits()
         embeddings = Embeddings(settings.problem(digits), digits, train, workers)
         embeddings.prepare(workers)
-    return embeddings
+        return embeddings
+
+    return build
 
 
-def test_a_cached_split_is_what_encoding_gives_and_is_read_back(cache):
+def test_a_cached_split_is_what_encoding_gives_and_is_read_back(cache, embeddings_of):
     first = embeddings_of(ProblemSettings(**SMALL))
     names = sorted(path.name for path in cache.iterdir())
     assert [name.split("-")[0] for name in names] == ["test", "train", "validation"]
@@ -197,16 +214,18 @@ def test_a_cached_split_is_what_encoding_gives_and_is_read_back(cache):
     second = embeddings_of(ProblemSettings(**SMALL))
     assert before == [path.stat().st_mtime_ns for path in sorted(cache.iterdir())]
     assert torch.equal(second.stored["test"], first.stored["test"])
+    # A run that found everything cached encodes new frames as the one that made the cache did.
+    assert torch.equal(second.encode_sequences("test", torch.tensor([3])), direct[2:])
 
 
-def test_another_encoder_or_data_seed_has_another_cache(cache):
+def test_another_encoder_or_data_seed_has_another_cache(cache, embeddings_of):
     first = embeddings_of(ProblemSettings(**SMALL))
     other = embeddings_of(ProblemSettings(**SMALL, encoder_seed=1))
     assert len(list(cache.iterdir())) == 6
     assert not torch.equal(first.stored["test"], other.stored["test"])
 
 
-def test_a_damaged_cache_file_is_named(cache):
+def test_a_damaged_cache_file_is_named(cache, embeddings_of):
     embeddings_of(ProblemSettings(**SMALL))
     path = next(cache.glob("test-*"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -214,7 +233,7 @@ def test_a_damaged_cache_file_is_named(cache):
         embeddings_of(ProblemSettings(**SMALL))
 
 
-def test_an_unwritable_cache_is_bad_input(cache, monkeypatch):
+def test_an_unwritable_cache_is_bad_input(cache, embeddings_of, monkeypatch):
     file = cache / "file"
     file.touch()
     monkeypatch.setenv("MOVING_MNIST_CACHE", str(file / "below"))
@@ -222,7 +241,7 @@ def test_an_unwritable_cache_is_bad_input(cache, monkeypatch):
         embeddings_of(ProblemSettings(**SMALL))
 
 
-def test_two_digits_are_divided_by_their_own_variance(cache):
+def test_two_digits_are_divided_by_their_own_variance(embeddings_of):
     embeddings = embeddings_of(ProblemSettings(**SMALL, digits=2))
     targets = embeddings.stored["test"][:, 1:].flatten(0, 1).double().numpy()
     assert embeddings.error_scale() == pytest.approx(targets.var(axis=0).mean(), rel=1e-9)

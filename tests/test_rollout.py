@@ -59,16 +59,16 @@ def test_population_equals_a_loop_over_members(kind, own_data, dtype, in_degree)
     assert (rollout.dense_NN is None) == (in_degree == 5)
     drive = rollout.drive(inputs.to(dtype)).unflatten(2, (depth, 1, B))
     adapter = noise.adapter(u.to(dtype), v.to(dtype), 2, ids, SIGMA, B)
-    result = rollout.errors(
-        adapter, drive, target.to(dtype).unflatten(2, (depth, 1, B)), weight, bias, (pairs, 2, B)
-    )
+    result = rollout.errors(adapter, drive, target.to(dtype).unflatten(2, (depth, 1, B)), weight, bias, (pairs, 2, B))
     got = result.error_TC.view(T, pairs, 2, B)
 
     for pair in range(pairs):
         own = slice(pair * B, (pair + 1) * B) if own_data else slice(None)
         for s, sign in enumerate((1, -1)):
             member_u, member_v = u + sign * SIGMA * e_u[pair], v + sign * SIGMA * e_v[pair]
-            expected = plain_member_losses(reservoir, member_u, member_v, weight, bias, inputs[..., own], target[..., own])
+            expected = plain_member_losses(
+                reservoir, member_u, member_v, weight, bias, inputs[..., own], target[..., own]
+            )
             assert torch.allclose(got[:, pair, s], expected, rtol=1e-11 if dtype == torch.float64 else 2e-5)
     assert not result.failed_C.any()
 
@@ -102,7 +102,9 @@ def test_a_members_loss_does_not_depend_on_its_tile_mates():
 
     def losses(ids):
         adapter = noise.adapter(u, v, 1, torch.tensor(ids), SIGMA, B)
-        tile = rollout.errors(adapter, rollout.drive(inputs)[:, :, None, None], target[:, :, None, None], weight, bias, (2, 2, B))
+        tile = rollout.errors(
+            adapter, rollout.drive(inputs)[:, :, None, None], target[:, :, None, None], weight, bias, (2, 2, B)
+        )
         return tile.error_TC.view(T, 2, 2, B)
 
     assert torch.equal(losses([0, 1])[:, 0], losses([0, 5])[:, 0])
@@ -120,7 +122,9 @@ def test_a_failing_member_is_named_and_harms_nobody(kind, poison):
     def run(drive_TNB):
         adapter = noise.adapter(u, v, 1, torch.arange(pairs), SIGMA, B)
         shape = (pairs, 1, B)
-        return rollout.errors(adapter, drive_TNB.unflatten(2, shape), target.unflatten(2, shape), weight, bias, (pairs, 2, B))
+        return rollout.errors(
+            adapter, drive_TNB.unflatten(2, shape), target.unflatten(2, shape), weight, bias, (pairs, 2, B)
+        )
 
     drive = rollout.drive(inputs)
     poisoned = drive.clone()

@@ -1,0 +1,388 @@
+"""What every experiment does around its own training step: start, log, validate, checkpoint, stop, resume, score, report.
+
+A stub subclasses `Training` (its model, one `iterate`) and hands it to `launch` with its Config and presets. All methods
+are so scored in the same way on the same problem, and every one of them can be interrupted, resumed and spread over ranks.
+"""
+
+import dataclasses
+import io
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.decoder import DecoderTraining
+from common.dist import Workers, choose_device
+from common.errors import INTERRUPTED, BadInput
+from common.evaluation import SCORED, Score, inputs_and_targets, public_score, ridge_scores, score, trivial_scores
+from common.figure_data import Showcase, figure_data
+from common.files import write_atomically, write_json
+from common.moving_mnist import load_public_test_set
+from common.philox import Purpose, integers
+from common.problem import Embeddings, Problem
+from common.rollout import Rollout
+from common.run import (
+    SCHEMA,
+    RunFolder,
+    StopRequest,
+    environment,
+    identity_of,
+    parse_config,
+    saved_config,
+    sha256_of_tensors,
+    source,
+)
+from common.text import duration
+
+TRIVIAL_NAMES = {"mean": "mean", "copy_last": "copy-last", "ar1": "AR(1) ridge", "ar3": "AR(3) ridge"}
+
+
+class Training:
+    """The state of a run: adapter U, V (N, r), decoder, counters. A stub's own training derives from it.
+
+    A subclass sets `label` (progress bar), gives `iterate`, and where it has more state extends the state dictionary.
+    Without an adapter of its own the core stays frozen: U = V = 0.
+    """
+
+    label = "training"
+
+    def __init__(self, config, problem: Problem, embeddings: Embeddings, workers: Workers, guard: float = 1.0):
+        """guard: see Rollout; the default can never be exceeded."""
+        self.config, self.problem, self.embeddings, self.workers = config, problem, embeddings, workers
+        dtype = getattr(torch, config.dtype)
+        self.rollout = Rollout(problem.reservoir(), config.leak, guard, workers.device, dtype)
+        self.u_Nr, self.v_Nr = (factor.to(workers.device) for factor in self.start_adapter(config))
+        self.decoder = DecoderTraining(config.hidden_size, workers.device)
+        self.showcase = Showcase(embeddings)
+        self.scale = embeddings.error_scale()
+        self.iteration = 0
+        self.seconds = 0.0  # of training, without data, scoring and figures
+        self.validation = math.nan
+
+    # What a stub gives
+
+    @staticmethod
+    def start_adapter(config) -> tuple[Tensor, Tensor]:
+        """U, V float32 (N, r) at the start, on the CPU."""
+        return torch.zeros(config.hidden_size, 1), torch.zeros(config.hidden_size, 1)
+
+    @staticmethod
+    def derived(config, workers: Workers) -> dict:
+        """Choices that a written rule makes and that change numbers: stored in config.json, and a resumed run must agree."""
+        return {}
+
+    @staticmethod
+    def costs(config, problem: Problem, workers: Workers) -> list[str]:
+        """Lines for --dry-run: rollouts, memory, expected time."""
+        return []
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts so far; one parameter set on one sequence counts one."""
+        raise NotImplementedError
+
+    def prepare(self, stop: StopRequest, progress: bool) -> bool:
+        """What comes before the first iteration. False if a stop was asked for and it is not done yet."""
+        return True
+
+    def iterate(self) -> dict:
+        """One iteration: raise `iteration`, add to `seconds`, return the line of metrics."""
+        raise NotImplementedError
+
+    def trained_tensors(self) -> tuple[Tensor, ...]:
+        """What theta_sha256 is the hash of: the adapter, or what a stub trains in its place."""
+        return self.u_Nr, self.v_Nr
+
+    def progress(self, metrics: dict) -> str:
+        """The changing part of the progress line."""
+        return f"validation {self.validation:.4f}"
+
+    def reproduces(self, results: dict) -> str:
+        """ "yes", "partial" or "no", by a rule that the stub's docstring states."""
+        raise NotImplementedError
+
+    # What is the same for all
+
+    def minibatch(self, iteration: int, streams: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (T, 128, S·B), of S streams of an iteration: int64 (S,) ids, B = --batch-size sequences each.
+
+        Sequences are drawn with replacement; iteration 0 is what comes before the first one.
+        """
+        config = self.config
+        index_SB = integers(
+            config.seed, Purpose.MINIBATCH, (streams, iteration), config.batch_size, config.train_sequences
+        )
+        return inputs_and_targets(self.embeddings.get("train", index_SB.flatten()))
+
+    def score(self, split: str) -> Score:
+        """Score of the unperturbed parameters with their decoder; every rank takes part and gets it."""
+        return score(self.rollout, self.u_Nr, self.v_Nr, self.decoder.linear, self.embeddings, split, self.workers)
+
+    def predict(self, input_TEB: Tensor) -> Tensor:
+        """ẑ of frames 2 … T+1, (T, 128, B) → (T, 128, B)."""
+        return self.decoder.predict(self.rollout, self.u_Nr, self.v_Nr, input_TEB)
+
+    def validate(self) -> None:
+        """Score on the validation set, and remember the showcase predictions of this iteration for the GIF."""
+        self.validation = self.score("validation").mse
+        self.showcase.add(self.iteration, self.predict(self.showcase.input_TES))
+
+    def state_dict(self) -> dict:
+        """Everything that a resumed run needs; plain types and tensors only."""
+        return {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "validation": self.validation,
+            "u_Nr": self.u_Nr,
+            "v_Nr": self.v_Nr,
+            "decoder": self.decoder.state_dict(),
+            "showcase": self.showcase.state_dict(),
+            "seeds": {
+                name: getattr(self.config, name) for name in ("seed", "data_seed", "encoder_seed", "reservoir_seed")
+            },
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        self.iteration, self.seconds, self.validation = state["iteration"], state["seconds"], state["validation"]
+        self.u_Nr.copy_(state["u_Nr"])
+        self.v_Nr.copy_(state["v_Nr"])
+        self.decoder.load_state_dict(state["decoder"])
+        self.showcase.load_state_dict(state["showcase"])
+
+
+# --- Start -----------------------------------------------------------------------------------------------------------
+
+
+def parse(config_class: type, presets: dict[str, dict], argv: list[str] | None, description: str):
+    """Command line → (Config, options), with the checks that every experiment shares. Raises BadInput."""
+    config, options = parse_config(config_class, presets, argv, description)
+    if config.in_degree > config.hidden_size:
+        raise BadInput(f"--in-degree must not exceed --hidden-size: {config.in_degree} > {config.hidden_size}")
+    if config.dtype == "float16" and choose_device(config.device).type != "cuda":
+        raise BadInput("--dtype float16 needs a CUDA device; on a CPU choose float32 or float64")
+    return config, options
+
+
+def launch(config, options, training_class: type[Training], stub_file: str) -> int:
+    """Run an experiment as the command line asks; returns the exit code. Raises BadInput."""
+    if options.evaluate:
+        config = saved_config(options.run_dir, config)
+    device = choose_device(config.device)
+    config = dataclasses.replace(config, device=device.type)
+    with Workers(device, config.backend, config.threads) as workers:
+        digits = workers.together(config.load_digits)
+        problem = config.problem(digits)
+        if options.dry_run:
+            lines = training_class.costs(config, problem, workers)
+            if workers.is_main:
+                print(f"preset {options.preset}, {workers.world_size} rank(s) on {device.type}, problem {problem.id}")
+                print("\n".join(lines))
+            return 0
+        if config.public_test_file:
+            # Only rank 0 reads it, at the end; that it is the wrong file should be known now.
+            workers.from_main(lambda: load_public_test_set(config.public_test_file).shape)
+        if config.tensorboard:
+            _summary_writer_class()
+        identity = {**identity_of(config), **training_class.derived(config, workers), "problem_id": problem.id}
+        if options.evaluate:
+            folder = RunFolder(options.run_dir, identity)
+            state = workers.from_main(folder.load)
+        else:
+            folder, state = RunFolder.open(options.run_dir, identity, options.resume, options.overwrite, workers)
+        if (
+            workers.is_main and options.preset_from_auto
+        ):  # after the last bad input of the user's, which is one line alone
+            print(f"--preset auto: {options.preset}", file=sys.stderr)
+        embeddings = Embeddings(problem, digits, config.train_sequences, workers)
+        embeddings.prepare(workers)
+        training = training_class(config, problem, embeddings, workers)
+        if state is not None:
+            training.load_state_dict(state)
+        if options.evaluate:
+            _print_score(training)
+            return 0
+        if not train(training, folder):
+            if workers.is_main:
+                print(
+                    f"stopped after iteration {training.iteration}; --resume continues {folder.path}", file=sys.stderr
+                )
+            return INTERRUPTED
+        finish(training, folder, options.preset, stub_file)
+    return 0
+
+
+def _summary_writer_class() -> Callable:
+    """TensorBoard's writer. Raises BadInput if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise BadInput("--tensorboard needs the package tensorboard: pip install -e .[tensorboard]") from None
+    return SummaryWriter
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+def train(training: Training, folder: RunFolder) -> bool:
+    """Run to the end, or to a stop that the user asked for (False). Rank 0 logs, saves and shows progress."""
+    config, workers = training.config, training.workers
+    if workers.is_main:
+        folder.begin(training.iteration)
+    writer = _summary_writer_class()(folder.path / "tensorboard") if config.tensorboard and workers.is_main else None
+
+    def save() -> None:
+        if workers.is_main:
+            folder.save(training.state_dict())
+
+    def log(metrics: dict) -> None:
+        if workers.is_main:
+            folder.log(metrics)
+            for name, value in metrics.items() if writer else ():
+                writer.add_scalar(name, value, metrics["iteration"])
+
+    with StopRequest() as stop:
+        if training.iteration == 0:
+            save()
+            if not training.prepare(stop, workers.is_main):
+                save()
+                return False
+            training.validate()
+            log({
+                "iteration": 0,
+                "validation_mse": training.validation,
+                "rollouts": training.rollouts,
+                "wallclock_s": training.seconds,
+            })  # fmt: skip
+            save()
+        bar = tqdm(
+            total=config.iterations,
+            initial=training.iteration,
+            desc=training.label,
+            unit="it",
+            disable=not workers.is_main,
+            mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file need not hold every step of the bar
+            dynamic_ncols=True,
+        )
+        with bar:
+            while training.iteration < config.iterations:
+                metrics = training.iterate()
+                last = training.iteration == config.iterations
+                if training.iteration % config.evaluate_every == 0 or last:
+                    training.validate()
+                    metrics["validation_mse"] = training.validation
+                log(metrics)
+                bar.set_postfix_str(training.progress(metrics), refresh=False)
+                bar.update()
+                stopping = workers.any(stop.requested)
+                if training.iteration % config.checkpoint_every == 0 or last or stopping:
+                    save()
+                if stopping and not last:
+                    return False
+    return True
+
+
+# --- Report ----------------------------------------------------------------------------------------------------------
+
+
+def _print_score(training: Training) -> None:
+    test, validation = training.score("test"), training.score("validation")
+    if training.workers.is_main:
+        print(
+            f"iteration {training.iteration}: test MSE {test.mse:.4f}, last frame {test.last_frame:.4f}, "
+            f"validation MSE {validation.mse:.4f}"
+        )
+
+
+def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -> None:
+    """Score the trained model, write figures.npz and results.json, print the headline."""
+    test, validation = training.score("test"), training.score("validation")
+    if training.workers.is_main:
+        steps = tqdm(total=4, desc="scoring", leave=False)
+        trivial = trivial_scores(training.embeddings)
+        steps.update()
+        results = _results(training, test, validation, trivial, preset, stub_file, steps)
+        figures = figure_data(training, test, trivial["test"])
+        results["spectral_radius"] = float(np.abs(figures["eigenvalues_frozen"]).max())
+        steps.close()
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **figures)
+        write_atomically(folder.path / "figures.npz", buffer.getvalue())
+        write_json(folder.path / "results.json", results)
+        print_headline(results, folder.path)
+    training.workers.barrier()
+
+
+def _results(
+    training: Training,
+    test: Score,
+    validation: Score,
+    trivial: dict[str, dict[str, Score]],
+    preset: str,
+    stub_file: str,
+    steps: tqdm,
+) -> dict:
+    """results.json, schema 1 (see SPEC.md)."""
+    config, problem, workers, embeddings = training.config, training.problem, training.workers, training.embeddings
+    script = Path(stub_file).resolve()
+    ridge = ridge_scores(training.rollout, training.u_Nr, training.v_Nr, embeddings, workers.map_on_node)
+    steps.update()
+    start_u_Nr, start_v_Nr = (factor.to(workers.device) for factor in training.start_adapter(config))
+    if torch.equal(start_u_Nr, training.u_Nr) and torch.equal(start_v_Nr, training.v_Nr):
+        ridge_start = ridge
+    else:
+        ridge_start = ridge_scores(training.rollout, start_u_Nr, start_v_Nr, embeddings, workers.map_on_node)
+    steps.update()
+    results = {
+        "schema": SCHEMA,
+        "stub": script.parent.name,
+        "seed": config.seed,
+        "preset": preset,
+        "problem_id": problem.id,
+        "problem": problem.description,
+        "config": dataclasses.asdict(config),
+        "test_mse": test.mse,
+        "test_mse_last_frame": test.last_frame,
+        "validation_mse": validation.mse,
+        **{f"ridge_{split}_mse": ridge[split].mse for split in SCORED},
+        **{f"ridge_{split}_mse_at_start": ridge_start[split].mse for split in SCORED},
+        **{
+            f"trivial_{split}_mse": {
+                name: {"all": s.mse, "last_frame": s.last_frame} for name, s in trivial[split].items()
+            }
+            for split in SCORED
+        },
+        "iterations": training.iteration,
+        "rollouts": training.rollouts,
+        "wallclock_s": training.seconds,
+        "theta_sha256": sha256_of_tensors(*training.trained_tensors()),
+        "environment": environment(workers),
+        "source": source(stub_file),
+    }
+    if config.public_test_file:
+        results["public_test_mse"] = public_score(config.public_test_file, embeddings, training.predict)
+    results["reproduces"] = training.reproduces(results)
+    return results
+
+
+def print_headline(results: dict, folder: Path) -> None:
+    """The trained model against the predictors that know no reservoir, and against its own frozen core."""
+    last_frame = results["config"]["sequence_length"] + 1
+    rows = [
+        (TRIVIAL_NAMES[name], entry["all"], entry["last_frame"]) for name, entry in results["trivial_test_mse"].items()
+    ]
+    rows.append(("frozen core, ridge readout", results["ridge_test_mse_at_start"], None))
+    rows.append(("trained core, ridge readout", results["ridge_test_mse"], None))
+    rows.append(("trained core, its own decoder", results["test_mse"], results["test_mse_last_frame"]))
+    print(f"\n{'test MSE (1 = predicts the mean)':34}  {f'frames 2–{last_frame}':>11}  {f'frame {last_frame}':>8}")
+    for name, everywhere, last in rows:
+        print(f"{name:34}  {everywhere:11.4f}" + (f"  {last:8.4f}" if last is not None else ""))
+    print(
+        f"seed {results['seed']}, {results['iterations']:,} iterations, {results['rollouts']:,} rollouts, "
+        f"{duration(results['wallclock_s'])} of training; reproduces: {results['reproduces']}; saved in {folder}"
+    )

@@ -1,0 +1,451 @@
+"""The command line: what it refuses, how it says so, and that it then has touched nothing.
+
+Most refusals are asked for inside this process, where one costs milliseconds; that a refusal becomes one line on stderr and
+exit code 2 is checked through the real command.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import typing
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import flags, metrics, results, saved_bytes, snapshot
+
+from common import digits
+from common.dist import Workers
+from common.errors import BadInput, run_main
+from common.run import RunFolder, StopRequest, load_checkpoint
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+def refused(*fragments):
+    """BadInput with every fragment in its message, in order."""
+    return pytest.raises(BadInput, match=".*".join(re.escape(str(fragment)) for fragment in fragments))
+
+
+@pytest.fixture
+def finished(reference, tmp_path) -> Path:
+    """A finished run that a test may spoil."""
+    return Path(shutil.copytree(reference(), tmp_path / "finished"))
+
+
+@pytest.fixture
+def nothing_written(tmp_path, monkeypatch):
+    """Within it no file may come, go or change in the working directory, where run folders are, or in the cache."""
+    monkeypatch.chdir(tmp_path)
+
+    @contextlib.contextmanager
+    def check():
+        folders = (tmp_path, Path(os.environ["MOVING_MNIST_CACHE"]))
+        before = snapshot(*folders)
+        yield
+        assert snapshot(*folders) == before
+
+    return check
+
+
+# --- Values ----------------------------------------------------------------------------------------------------------
+
+POSITIVE_INTEGERS = """hidden-size rank in-degree population-pairs batch-size sequence-length iterations train-sequences
+    validation-sequences test-sequences decoder-steps checkpoint-every evaluate-every""".split()
+INTEGERS_FROM_ZERO = "seed data-seed encoder-seed reservoir-seed threads decoder-warmup".split()
+POSITIVE_NUMBERS = """sigma sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
+    failure-loss""".split()
+NO_INTEGER = ("x", "", "1.5", "1e3", "nan", "inf", "-inf", "-1", "-3.5", "-1e3")
+NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        *((flag, value, "a whole number ≥ ") for flag in POSITIVE_INTEGERS for value in (*NO_INTEGER, "0")),
+        *((flag, value, "a whole number ≥ 0") for flag in INTEGERS_FROM_ZERO for value in NO_INTEGER),
+        *((flag, value, "a finite number > 0") for flag in POSITIVE_NUMBERS for value in (*NO_NUMBER, "0")),
+        *(("leak", value, "a finite number > 0 and ≤ 1") for value in (*NO_NUMBER, "0", "1.0001", "2")),
+        *(("momentum", value, "a finite number ≥ 0 and ≤ 0.999") for value in (*NO_NUMBER, "1")),
+        ("hidden-size", "1", "a whole number ≥ 2"),  # the embedding of a single unit is no recurrent core
+        ("hidden-size", "9" * 400, "a whole number"),  # larger than any float
+        ("seed", str(2**63), "a whole number ≥ 0"),
+        ("digits", "3", "one of 1, 2"),
+        ("digits", "0", "one of 1, 2"),
+        ("digits", "one", "one of 1, 2"),
+        ("preset", "huge", "one of auto, smoke, laptop, brief, h200"),
+        ("noise", "cauchy", "one of gaussian, rank1"),
+        ("fitness-shaping", "Raw", "one of raw, zscore, centered-rank"),
+        ("optimizer", "adamw", "one of sgd, adam"),
+        ("failure", "ignore", "one of remove, penalise"),
+        ("device", "tpu", "one of auto, cpu, cuda"),
+        ("dtype", "bfloat16", "one of float32, float64, float16"),
+        ("backend", "mpi", "one of auto, nccl, gloo"),
+        ("digit-source", "fashion", "one of embedded, mnist"),
+        ("topology", "ring", "one of "),
+        ("schedule", "linear", "one of "),
+    ],
+)
+def test_a_value_outside_its_limits_is_refused_with_the_flag_and_the_limits(stub, flag, value, allowed):
+    with refused(f"--{flag}: must be {allowed}", f"not {value!r}"):
+        stub.parse_arguments(["--preset", "smoke", f"--{flag}", value])
+    with refused(f"--{flag}: must be {allowed}", f"not {value!r}"):
+        stub.parse_arguments(["--preset", "smoke", f"--{flag}={value}"])
+
+
+def test_the_table_above_forgets_no_number(stub):
+    hints = typing.get_type_hints(stub.Config)
+    numbers = {f.name.replace("_", "-") for f in dataclasses.fields(stub.Config) if hints[f.name] in (int, float)}
+    assert numbers == {*POSITIVE_INTEGERS, *INTEGERS_FROM_ZERO, *POSITIVE_NUMBERS, "leak", "momentum", "digits"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--frobnicate"], ["--frobnicate"]),
+        (["--population", "8"], ["--population"]),  # no abbreviations: a new flag could change their meaning
+        (["laptop"], ["laptop"]),
+        (["--sigma"], ["--sigma", "expected one argument"]),
+        (["--own-data=yes"], ["--own-data"]),
+        (["--hidden-size", "16", "--rank", "17", "--in-degree", "4"], ["--rank", "--hidden-size", "17 > 16"]),
+        (["--hidden-size", "16", "--rank", "4", "--in-degree", "17"], ["--in-degree", "--hidden-size", "17 > 16"]),
+        (["--hidden-size", "3"], ["--hidden-size", "8 > 3"]),  # the preset's in-degree counts as well
+        (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
+        pytest.param(["--dtype", "float16"], ["--dtype float16", "CUDA"], marks=NO_CUDA),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(stub, arguments, fragments):
+    with refused(*fragments):
+        stub.parse_arguments(["--preset", "smoke", *arguments])
+
+
+def test_limits_themselves_are_allowed(stub):
+    words = "--hidden-size 2 --rank 2 --in-degree 2 --leak 1 --momentum 0 --decoder-warmup 0 --sigma 1e-3".split()
+    config, options = stub.parse_arguments(["--preset", "smoke", *words])
+    assert (config.hidden_size, config.rank, config.in_degree, config.leak, config.sigma) == (2, 2, 2, 1.0, 1e-3)
+    assert stub.parse_arguments(["--seed", str(2**63 - 1)])[0].seed == 2**63 - 1
+    assert options.run_dir == Path("runs/smoke-seed0")
+
+
+def test_a_flag_overrides_the_preset_and_the_preset_the_default(stub):
+    config, _ = stub.parse_arguments(["--preset", "smoke", "--batch-size", "5"])
+    assert config.batch_size == 5
+    assert config.hidden_size == stub.PRESETS["smoke"]["hidden_size"] != stub.Config().hidden_size
+    assert config.leak == stub.Config().leak
+
+
+# --- Files and devices -----------------------------------------------------------------------------------------------
+
+
+@NO_CUDA
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--device", "cuda"], ["--device cuda", "choose cpu or auto"]),
+        (["--backend", "nccl"], ["--backend nccl", "choose gloo"]),
+    ],
+)
+def test_devices_that_are_not_there(main, nothing_written, arguments, fragments):
+    with nothing_written(), refused(*fragments):
+        main(*flags(), "--run-dir", "run", *arguments)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+def test_embedded_digits_missing_or_corrupt(main, nothing_written, tmp_path, monkeypatch, damage):
+    path = tmp_path / "digits.npz"
+    monkeypatch.setattr(digits, "EMBEDDED_PATH", path)
+    if damage == "truncated":
+        path.write_bytes(Path(digits.__file__).with_name("data").joinpath("mnist_5k.npz").read_bytes()[:1000])
+    if damage == "changed":
+        images, labels = np.zeros((5000, 28, 28), np.uint8), np.zeros(5000, np.uint8)
+        np.savez(path, images=images, labels=labels)
+    with nothing_written(), refused(path, digits.EMBEDDED_IMAGES_SHA256):
+        main(*flags(), "--run-dir", "run")
+
+
+def test_mnist_folder_missing_incomplete_or_corrupt(main, nothing_written, tmp_path):
+    mnist = ["--digit-source", "mnist", "--run-dir", "run"]
+    with nothing_written(), refused("--mnist-dir"):
+        main(*flags(), *mnist)
+    with nothing_written(), refused("--mnist-dir", tmp_path / "nowhere"):
+        main(*flags(), *mnist, "--mnist-dir", tmp_path / "nowhere")
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    with nothing_written(), refused(folder / "train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"):
+        main(*flags(), *mnist, "--mnist-dir", folder)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(b"not the file")
+    with nothing_written(), refused(folder / "train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"):
+        main(*flags(), *mnist, "--mnist-dir", folder)
+    with nothing_written(), refused("--mnist-dir", "--digit-source mnist"):
+        main(*flags(), "--mnist-dir", folder, "--run-dir", "run")
+
+
+def test_public_test_file_missing_or_another(main, nothing_written, tmp_path):
+    path = tmp_path / "mnist_test_seq.npy"
+    with nothing_written(), refused(path, "be083ec986bfe91a449d63653c411eb2"):
+        main(*flags(), "--run-dir", "run", "--public-test-file", path)
+    np.save(path, np.zeros((20, 3, 64, 64), np.uint8))
+    with nothing_written(), refused(path, "be083ec986bfe91a449d63653c411eb2"):
+        main(*flags(), "--run-dir", "run", "--public-test-file", path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_tensorboard_that_is_not_installed(main, nothing_written, finished):
+    with nothing_written(), refused("--tensorboard", "pip install"):
+        main(*flags(), "--run-dir", "run", "--tensorboard")
+    with nothing_written(), refused("--tensorboard"):  # the old run is still there, although it was to be overwritten
+        main(*flags(), "--run-dir", finished, "--tensorboard", "--overwrite")
+
+
+def test_a_cache_that_cannot_be_written(main, nothing_written, finished, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOVING_MNIST_CACHE", str(tmp_path / "file" / "cache"))
+    with nothing_written(), refused(tmp_path / "file" / "cache", "MOVING_MNIST_CACHE"):
+        main(*flags(), "--run-dir", "run")
+    with nothing_written(), refused("MOVING_MNIST_CACHE"):
+        main(*flags(), "--run-dir", finished, "--overwrite")
+
+
+# --- Run folders -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_a_run_is_not_written_without_being_told(main, nothing_written, finished):
+    with nothing_written(), refused(f"--run-dir {finished}", "--resume", "--overwrite"):
+        main(*flags(), "--run-dir", finished)
+    for name in ("checkpoint.pt", "results.json"):  # each of them alone is a run that somebody may want
+        for path in finished.iterdir():
+            if path.name not in ("config.json", name):
+                path.rename(finished.parent / path.name)
+        with nothing_written(), refused("already holds a run"):
+            main(*flags(), "--run-dir", finished)
+        for path in finished.parent.iterdir():
+            if path.is_file():
+                path.rename(finished / path.name)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 7}, {"sigma": 0.5}, {"rank": 3}, {"own_data": True}])
+def test_a_run_of_another_configuration_is_not_resumed(main, nothing_written, finished, changes):
+    name = next(iter(changes))
+    with nothing_written(), refused("another configuration", f"{name} is ", f"{changes[name]} here"):
+        main(*flags(**changes), "--run-dir", finished, "--resume")
+
+
+def test_resume_without_a_run(main, nothing_written, finished, tmp_path):
+    with nothing_written(), refused("--run-dir", tmp_path / "nowhere", "holds no run"):
+        main(*flags(), "--run-dir", tmp_path / "nowhere", "--resume")
+    (finished / "checkpoint.pt").unlink()
+    (finished / "checkpoint.previous.pt").unlink()
+    with nothing_written(), refused(f"--run-dir {finished} holds no usable checkpoint"):
+        main(*flags(), "--run-dir", finished, "--resume")
+
+
+class Trap:
+    """What a hostile pickle does when it is loaded without weights_only."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("trap",))
+
+
+DAMAGE = {
+    "truncated": lambda content, other: content[: len(content) // 2],
+    "empty": lambda content, other: b"",
+    "no checkpoint": lambda content, other: b"seed: 0\n" * 100,
+    "of another run": lambda content, other: other,
+    "of another program": lambda content, other: saved_bytes({"model": torch.zeros(3)}),
+    "a tensor": lambda content, other: saved_bytes(torch.zeros(3)),
+    "hostile": lambda content, other: saved_bytes({"iteration": 1, "identity": Trap()}),
+    "one bit flipped": lambda content, other: flipped(content),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of θ, which torch.load does not notice."""
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    place = content.find(state["v_Nr"].numpy().tobytes())
+    assert place > 0
+    damaged = content[: place + 2] + bytes([content[place + 2] ^ 0x10]) + content[place + 3 :]
+    assert not torch.equal(torch.load(io.BytesIO(damaged), weights_only=True)["v_Nr"], state["v_Nr"])
+    return damaged
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_refused(main, nothing_written, finished, reference, damage):
+    other = (reference(seed=1) / "checkpoint.pt").read_bytes()
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        path = finished / name
+        path.write_bytes(DAMAGE[damage](path.read_bytes(), other))
+    for action in ("--resume", "--evaluate"):
+        with nothing_written(), refused(f"{finished} holds no usable", "checkpoint.pt", "checkpoint.previous.pt"):
+            main(*flags(), "--run-dir", finished, action)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x00", '{"seed": 0}'])
+@pytest.mark.parametrize("action", ["--resume", "--evaluate"])
+def test_a_damaged_config_file(main, nothing_written, finished, content, action):
+    (finished / "config.json").write_text(content)
+    with nothing_written(), refused(finished):
+        main(*flags(), "--run-dir", finished, action)
+
+
+@pytest.mark.parametrize("place", ["file/run", "file", "n" * 300])
+def test_a_run_folder_that_cannot_be(main, nothing_written, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    for action in ([], ["--overwrite"]):
+        with nothing_written(), refused(f"--run-dir {tmp_path / place} cannot be written"):
+            main(*flags(), "--run-dir", tmp_path / place, *action)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("action", ["start", "--resume", "--overwrite"])
+def test_a_run_folder_without_permission_to_write(main, nothing_written, finished, action):
+    folder, more = (finished.parent / "new", []) if action == "start" else (finished, [action])
+    mode = folder.parent.stat().st_mode if action == "start" else folder.stat().st_mode
+    closed = folder.parent if action == "start" else folder
+    closed.chmod(0o500)
+    try:
+        with nothing_written(), refused(f"--run-dir {folder} cannot be written"):
+            main(*flags(), "--run-dir", folder, *more)
+    finally:
+        closed.chmod(mode)
+
+
+def test_evaluate_without_a_run(main, nothing_written, tmp_path):
+    with nothing_written(), refused("--run-dir", tmp_path / "nowhere", "holds no run"):
+        main("--preset", "smoke", "--run-dir", tmp_path / "nowhere", "--evaluate")
+
+
+def test_two_processes_do_not_write_one_run(main, nothing_written, finished):
+    workers = Workers(torch.device("cpu"))
+    writer, _ = RunFolder.open(finished, json.loads((finished / "config.json").read_text()), True, False, workers)
+    for action in ("--resume", "--overwrite"):
+        with nothing_written(), refused(f"--run-dir {finished} is in use"):
+            main(*flags(), "--run-dir", finished, action)
+    del writer
+    assert main(*flags(), "--run-dir", finished, "--resume") == 0
+
+
+# --- What is not refused ---------------------------------------------------------------------------------------------
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(main, finished, reference):
+    (finished / "checkpoint.pt.tmp").write_text("of a writer that was killed")
+    assert main(*flags(seed=1), "--run-dir", finished, "--overwrite") == 0
+    assert results(finished)["theta_sha256"] == results(reference(seed=1))["theta_sha256"]
+    assert metrics(finished) == metrics(reference(seed=1))
+    assert {path.name for path in finished.iterdir()} == set(RunFolder.FILES)
+
+
+def test_a_start_that_got_nowhere_may_be_repeated(main, finished, reference):
+    """Ctrl-C while sequences are being encoded leaves a folder with config.json but nothing to continue."""
+    for name in ("checkpoint.pt", "checkpoint.previous.pt", "results.json"):
+        (finished / name).unlink()
+    assert main(*flags(seed=1), "--run-dir", finished) == 0
+    assert metrics(finished) == metrics(reference(seed=1))
+
+
+def test_dry_run_writes_nothing(main, nothing_written, finished, capsys):
+    with nothing_written():
+        assert main(*flags(), "--dry-run") == 0
+        assert main(*flags(), "--dry-run", "--run-dir", finished) == 0
+    printed = capsys.readouterr().out
+    assert "144 rollouts an iteration, 576 in 4 iterations" in printed  # 9 pairs × 2 signs × 8 sequences, 4 times
+    assert "memory" in printed and "expected" in printed
+
+
+def test_evaluate_prints_the_saved_score_and_changes_nothing(main, nothing_written, finished, capsys):
+    with nothing_written():
+        # The run's configuration is read from its folder: no flag is needed, and none of the preset's values is used.
+        assert main("--preset", "smoke", "--run-dir", finished, "--evaluate") == 0
+    printed = capsys.readouterr().out
+    for name in ("test_mse", "test_mse_last_frame", "validation_mse"):
+        assert f"{results(finished)[name]:.4f}" in printed
+    assert "iteration 4" in printed
+
+
+def test_a_run_that_diverges_ends_like_any_other(command, tmp_path):
+    """A learning rate that is far too large is a number like any other. (In a process: LAPACK may crash on NaN.)"""
+    code, _, stderr = command(*flags(learning_rate=1e30), "--run-dir", tmp_path / "run").end()
+    assert code == 0, stderr
+    assert results(tmp_path / "run")["iterations"] == 4
+
+
+# --- Through the real command ----------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_line_and_exit_code_2(command, nothing_written, finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    cases = [
+        (["--frobnicate"], "--frobnicate"),
+        (["--seed", "-1"], "--seed: must be a whole number ≥ 0"),
+        (["--run-dir", finished], "already holds a run"),  # and no word about which preset is the automatic one
+        ([*flags(seed=2), "--run-dir", finished, "--resume"], "another configuration"),
+        ([*flags(), "--run-dir", tmp_path / "file" / "run"], "cannot be written"),
+        ([*flags(), "--digit-source", "mnist", "--mnist-dir", tmp_path], "6bbc9ace898e44ae57da46a324031adb"),
+    ]
+    with nothing_written(), ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda case: command(*case[0], cwd=tmp_path).end(), cases))
+    for (_, fragment), (code, stdout, stderr) in zip(cases, ends):
+        assert code == 2, stderr
+        assert stdout == ""
+        assert stderr.startswith("moving_mnist_es_reservoir.py: error: ") and fragment in stderr
+        assert stderr.count("\n") == 1 and stderr.endswith("\n")
+
+
+def test_help_lists_every_flag(command, stub):
+    code, stdout, stderr = command("--help").end()
+    assert (code, stderr) == (0, "")
+    for field in dataclasses.fields(stub.Config):
+        assert f"--{field.name.replace('_', '-')}" in stdout
+    for flag in ("--preset", "--run-dir", "--resume", "--overwrite", "--evaluate", "--dry-run"):
+        assert flag in stdout
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+def test_first_ctrl_c_asks_and_the_second_insists(capfd):
+    with StopRequest() as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        assert "Ctrl-C again" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # and afterwards it is as it was
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_under_torchrun_one_ctrl_c_may_arrive_twice(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+
+
+@pytest.mark.parametrize(("error", "code"), [(BadInput("two\nlines"), 2), (KeyboardInterrupt(), 130), (None, 0)])
+def test_exit_codes(error, code, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", open(os.devnull, "w"))
+
+    def main(argv):
+        if error:
+            raise error
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == code
+    assert capsys.readouterr().err.count("\n") == (error is not None)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with refused(tmp_path / "checkpoint.pt", "does not exist"):
+        load_checkpoint(tmp_path / "checkpoint.pt")

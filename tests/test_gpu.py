@@ -1,0 +1,62 @@
+"""What only a CUDA device can show. Run with `pytest -m gpu`; everything here has a CPU counterpart elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import es
+from common.reservoir import draw_reservoir
+from common.rollout import Rollout
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+STUB = Path(__file__).resolve().parents[1] / "moving-mnist-es-reservoir"
+SIZE, RANK, STEPS, BATCH, PAIRS = 500, 8, 20, 16, 4
+
+
+def losses(device, dtype, kind, sigma=0.02):
+    """Member losses (PAIRS, 2) of one made-up network on a device."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(SIZE, RANK, generator=generator) * 0.05 for _ in range(2))
+    weight, bias = torch.randn(128, SIZE, generator=generator) * 0.05, torch.zeros(128)
+    z = torch.randn(STEPS + 1, 128, BATCH, generator=generator)
+    rollout = Rollout(draw_reservoir(SIZE, 30, seed=0), 0.5, 0.95, device, dtype)
+    ids = torch.arange(PAIRS, device=device)
+    adapter = es.make_noise(kind, 1, SIZE, RANK).adapter(u.to(device, dtype), v.to(device, dtype), 1, ids, sigma, BATCH)
+    drive, target = rollout.drive(z[:-1].to(device))[:, :, None, None], z[1:].to(device)[:, :, None, None]
+    result = rollout.errors(adapter, drive, target, weight.to(device), bias.to(device), (PAIRS, 2, BATCH))
+    assert not result.failed_C.any()
+    return result.error_TC.sum(dim=0).view(PAIRS, 2, BATCH).mean(dim=2).cpu() / (STEPS * 128)
+
+
+@pytest.mark.parametrize("kind", es.NOISES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.float16, 1e-2)])
+def test_cuda_losses_are_those_of_the_cpu_in_float64(kind, dtype, tolerance):
+    expected = losses("cpu", torch.float64, kind)
+    assert torch.allclose(losses("cuda", dtype, kind), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kind", es.NOISES)
+def test_noise_has_the_same_bits_on_both_devices(kind):
+    noise = es.make_noise(kind, 3, SIZE, RANK)
+    for here, there in zip(noise.draw(2, torch.arange(5)), noise.draw(2, torch.arange(5, device="cuda")), strict=True):
+        assert torch.equal(here, there.cpu())
+
+
+def smoke_run(folder: Path, *launcher: str) -> dict:
+    command = [sys.executable, *launcher, "moving_mnist_es_reservoir.py", "--preset", "smoke", "--device", "cuda"]
+    subprocess.run([*command, "--backend", "gloo", "--run-dir", str(folder)], cwd=STUB, check=True, env=os.environ)
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_one_run_on_a_gpu_repeats_itself_and_two_ranks_may_share_it(tmp_path):
+    plain = smoke_run(tmp_path / "plain")
+    again = smoke_run(tmp_path / "again")
+    two = smoke_run(tmp_path / "two", "-m", "torch.distributed.run", "--nproc_per_node=2")
+    assert plain["environment"]["device"] == "cuda"
+    assert plain["theta_sha256"] == again["theta_sha256"] == two["theta_sha256"]

@@ -1,0 +1,193 @@
+"""torchrun: any number of ranks ends in the bits of a plain run, and no rank outlives the others.
+
+The default set runs two and three ranks on the cases that differ most; `pytest -m slow` runs the whole table.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from conftest import (
+    LONG,
+    PATIENCE_S,
+    STUB,
+    assert_same_run,
+    children_of,
+    flags,
+    last_iteration,
+    parent_of,
+    results,
+    snapshot,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while any(parent_of(pid) is not None for pid in pids):
+        assert time.monotonic() < deadline, f"still there: {pids}"
+        time.sleep(0.05)
+
+
+# --- The same bits ---------------------------------------------------------------------------------------------------
+
+
+def test_two_ranks_end_in_the_bits_of_a_plain_run(torchrun, reference, tmp_path):
+    changes = {"noise": "gaussian", "own_data": True}
+    code, stdout, stderr = torchrun(2, *flags(**changes), "--run-dir", tmp_path / "run").end()
+    assert code == 0, stderr
+    assert_same_run(tmp_path / "run", reference(**changes))
+    assert stdout.count("saved in") == 1  # only rank 0 speaks
+    where = results(tmp_path / "run")["environment"]
+    assert (where["world_size"], where["device"]) == (2, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_started_plain_stopped_and_resumed_on_three_ranks(command, torchrun, reference, tmp_path):
+    folder = tmp_path / "run"
+    words = [*flags(**LONG), "--run-dir", folder]
+    plain = command(*words)
+    plain.wait_for_iteration(folder, 8)
+    plain.interrupt()
+    assert plain.end()[0] == 130
+    code, _, stderr = torchrun(3, *words, "--resume").end()
+    assert code == 0, stderr
+    assert_same_run(folder, reference(**LONG))
+    assert results(folder)["environment"]["world_size"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("own_data", [False, True], ids=["shared", "own-data"])
+@pytest.mark.parametrize("noise", ["rank1", "gaussian"])
+def test_any_number_of_ranks_and_threads(torchrun, reference, tmp_path, ranks, own_data, noise):
+    changes = {"noise": noise, "own_data": own_data}
+    threads = 1 + ranks % 2
+    code, _, stderr = torchrun(ranks, *flags(**changes), "--run-dir", tmp_path / "run", "--threads", threads).end()
+    assert code == 0, stderr
+    assert_same_run(tmp_path / "run", reference(**changes))
+    assert results(tmp_path / "run")["environment"]["threads"] == threads
+
+
+# --- Faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_when_a_rank_is_killed_none_is_left_behind(torchrun, reference, main, tmp_path, victim):
+    folder = tmp_path / "run"
+    words = [*flags(**LONG), "--run-dir", folder]
+    process = torchrun(2, *words)
+    process.wait_for_iteration(folder, 12)
+    ranks = children_of(process.pid)  # torchrun starts them in order
+    assert len(ranks) == 2
+    os.kill(ranks[victim], signal.SIGKILL)
+    assert process.end()[0] != 0
+    wait_until_gone(ranks)
+    assert last_iteration(folder) < LONG["iterations"]
+    # And what it leaves is a run like any other.
+    assert main(*words, "--resume") == 0
+    assert_same_run(folder, reference(**LONG))
+
+
+def test_an_error_on_one_rank_ends_all(torchrun, tmp_path):
+    """A fault inside a pool thread of rank 1, while rank 0 waits for its losses."""
+    script = tmp_path / "faulty.py"
+    script.write_text(f"""
+import importlib.util, os, sys
+specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
+stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(stub)
+errors = stub.Rollout.errors
+def faulty(self, *arguments):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("rank 1 has a fault")
+    return errors(self, *arguments)
+stub.Rollout.errors = faulty
+stub.run_main(stub.main)
+""")
+    process = torchrun(2, *flags(), "--run-dir", tmp_path / "run", script=script)
+    process.wait_for(lambda: len(children_of(process.pid)) == 2)
+    ranks = children_of(process.pid)
+    code, _, stderr = process.end()
+    assert code != 0
+    assert "rank 1 has a fault" in stderr
+    wait_until_gone(ranks)
+
+
+def test_bad_input_is_said_once(torchrun, reference, tmp_path):
+    folder = reference()
+    before = snapshot(folder)
+    code, stdout, stderr = torchrun(2, *flags(seed=1), "--run-dir", folder, "--resume").end()
+    assert code != 0 and stdout == ""
+    assert stderr.count("moving_mnist_es_reservoir.py: error: ") == 1
+    assert "another configuration: seed is 0 there, 1 here" in stderr
+    assert snapshot(folder) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["command line", "cache"])
+def test_bad_input_before_the_ranks_meet_or_on_one_of_them_is_said_once(torchrun, tmp_path, monkeypatch, where):
+    words = [*flags(), "--run-dir", tmp_path / "run"]
+    if where == "command line":
+        words += ["--sigma", "nan"]
+    else:  # only rank 0 writes the cache
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("MOVING_MNIST_CACHE", str(tmp_path / "file" / "cache"))
+    code, _, stderr = torchrun(3, *words).end()
+    assert code != 0
+    assert stderr.count("moving_mnist_es_reservoir.py: error: ") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_disagree_are_told(torchrun, tmp_path):
+    """On several nodes each has its own command line."""
+    script = tmp_path / "mistyped.py"
+    script.write_text(f"""
+import importlib.util, os, sys
+specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
+stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(stub)
+sys.argv += ["--sigma", "0.5"] if os.environ["RANK"] == "1" else []
+stub.run_main(stub.main)
+""")
+    code, _, stderr = torchrun(2, *flags(), "--run-dir", tmp_path / "run", script=script).end()
+    assert code != 0
+    assert "rank 1 was started with another configuration: sigma is 0.01 on rank 0, 0.5 here" in stderr
+    assert not (tmp_path / "run").exists()
+
+
+# --- Stops and restarts ----------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_saves_where_it_stops(torchrun, main, reference, tmp_path):
+    """torchrun passes it on to the ranks, and gives them half a minute."""
+    folder = tmp_path / "run"
+    words = [*flags(**{**LONG, "checkpoint_every": 1000}), "--run-dir", folder]
+    process = torchrun(2, *words)
+    process.wait_for_iteration(folder, 8)
+    ranks = children_of(process.pid)
+    process.interrupt()
+    code, _, stderr = process.end()
+    assert code != 0
+    wait_until_gone(ranks)
+    stopped = last_iteration(folder)
+    assert 8 <= stopped < LONG["iterations"]
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"] == stopped
+    assert f"stopped after iteration {stopped}; --resume continues" in stderr
+    assert main(*words, "--resume") == 0
+    assert_same_run(folder, reference(**LONG))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_and_the_run_goes_on(torchrun, reference, tmp_path):
+    folder = tmp_path / "run"
+    process = torchrun(2, *flags(**LONG), "--run-dir", folder, options=("--max_restarts=1",))
+    process.wait_for_iteration(folder, 12)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    code, _, stderr = process.end()
+    assert code == 0, stderr
+    assert_same_run(folder, reference(**LONG))
