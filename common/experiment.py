@@ -195,9 +195,8 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
             state = workers.from_main(folder.load)
         else:
             folder, state = RunFolder.open(options.run_dir, identity, options.resume, options.overwrite, workers)
-        if (
-            workers.is_main and options.preset_from_auto
-        ):  # after the last bad input of the user's, which is one line alone
+        # Said after the last refusal of bad input, which is one line and nothing else.
+        if workers.is_main and options.preset_from_auto:
             print(f"--preset auto: {options.preset}", file=sys.stderr)
         embeddings = Embeddings(problem, digits, config.train_sequences, workers)
         embeddings.prepare(workers)
@@ -234,7 +233,10 @@ def train(training: Training, folder: RunFolder) -> bool:
     config, workers = training.config, training.workers
     if workers.is_main:
         folder.begin(training.iteration)
-    writer = _summary_writer_class()(folder.path / "tensorboard") if config.tensorboard and workers.is_main else None
+    writer = None
+    if config.tensorboard and workers.is_main:
+        # purge_step hides what a run that was killed had written beyond the checkpoint it is resumed from.
+        writer = _summary_writer_class()(folder.path / "tensorboard", purge_step=training.iteration or None)
 
     def save() -> None:
         if workers.is_main:
@@ -243,8 +245,8 @@ def train(training: Training, folder: RunFolder) -> bool:
     def log(metrics: dict) -> None:
         if workers.is_main:
             folder.log(metrics)
-            for name, value in metrics.items() if writer else ():
-                writer.add_scalar(name, value, metrics["iteration"])
+            for name in metrics.keys() - {"iteration"} if writer else ():
+                writer.add_scalar(name, metrics[name], metrics["iteration"])
 
     with StopRequest() as stop:
         if training.iteration == 0:
@@ -283,8 +285,10 @@ def train(training: Training, folder: RunFolder) -> bool:
                 if training.iteration % config.checkpoint_every == 0 or last or stopping:
                     save()
                 if stopping and not last:
-                    return False
-    return True
+                    break
+    if writer:
+        writer.close()
+    return training.iteration == config.iterations
 
 
 # --- Report ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,6 +281,7 @@ class RunFolder:
                 for name in self.FILES:
                     (self.path / name).unlink(missing_ok=True)
                     (self.path / (name + ".tmp")).unlink(missing_ok=True)  # of a writer that was killed
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
                 write_json(self.path / "config.json", self.identity)
             self._truncate_metrics(iteration)
         except OSError as error:

@@ -205,6 +205,18 @@ def test_tensorboard_that_is_not_installed(main, nothing_written, finished):
         main(*flags(), "--run-dir", finished, "--tensorboard", "--overwrite")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_holds_what_metrics_hold(main, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(*flags(), "--run-dir", tmp_path / "run", "--tensorboard") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    written = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    assert written == [(x["iteration"], pytest.approx(x["train_loss"])) for x in lines if "train_loss" in x]
+
+
 def test_a_cache_that_cannot_be_written(main, nothing_written, finished, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOVING_MNIST_CACHE", str(tmp_path / "file" / "cache"))
