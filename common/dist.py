@@ -65,6 +65,10 @@ class Workers:
             torch.cuda.set_device(self.device)
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # every buffer is written before it is read
+            # Embeddings and states are part of the problem: full float32, as on a CPU, not TF32.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         else:
             self._pool = self._make_pool(self.threads)
         if self.distributed:
@@ -168,6 +172,15 @@ class Workers:
             if text is not None:
                 raise BadInput(text)
         return result
+
+    def require_equal(self, fingerprint: str, what: str) -> None:
+        """Raise RuntimeError, on every rank, where one rank's fingerprint differs from rank 0's."""
+        if not self.distributed:
+            return
+        seen: list[str] = [""] * self.world_size
+        dist.all_gather_object(seen, fingerprint)
+        if differing := [rank for rank, other in enumerate(seen) if other != seen[0]]:
+            raise RuntimeError(f"{what} of rank(s) {', '.join(map(str, differing))} differ from those of rank 0")
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""

@@ -150,8 +150,9 @@ def pair_weights(
     """From the members' losses, float64 (K, 2) with signs (+, −), to each pair's weight in the estimate.
 
     failure "remove": a pair with a failed member (failed_K2) leaves the update. "penalise": a failed member gets
-    `failure_loss`, as in the brief, and takes part. Losses are clipped at `loss_clip` before shaping.
+    `failure_loss`, as in the brief, and takes part. Measured losses are clipped at `loss_clip` before shaping.
     """
+    losses_K2 = losses_K2.clamp(max=loss_clip)
     if failure == "penalise":
         losses_K2 = torch.where(failed_K2, failure_loss, losses_K2)
         surviving_K = torch.ones(len(losses_K2), dtype=torch.bool)
@@ -159,7 +160,7 @@ def pair_weights(
         surviving_K = ~failed_K2.any(dim=1)
     difference_K = torch.zeros(len(losses_K2), dtype=torch.float64)
     if surviving_K.any():
-        survivors_M = losses_K2[surviving_K].clamp(max=loss_clip).flatten()
+        survivors_M = losses_K2[surviving_K].flatten()
         utilities_P2 = shape_fitness(survivors_M, shaping).unflatten(0, (-1, 2))
         difference_K[surviving_K] = utilities_P2[:, 0] - utilities_P2[:, 1]
     return PairWeights(difference_K, surviving_K)
@@ -171,7 +172,7 @@ def pair_weights(
 @dataclass(frozen=True)
 class Estimate:
     """grad_u_Nr, grad_v_Nr float32 (N, r): ĝ. norm: |ĝ|. half_cosine: cosine between the estimates of the even and of
-    the odd pairs (NaN where a half is zero); for two halves of cosine c each to the true gradient its expectation is c².
+    the odd pairs (NaN where a half is zero); its expectation is in common/laws.py.
     """
 
     grad_u_Nr: Tensor
@@ -201,26 +202,16 @@ def estimate_gradient(noise, weights: PairWeights, iteration: int, sigma: float,
     )
 
 
-def expected_cosine(pairs: int, dimensions: int, batch_noise: float = 1.0, own_data: bool = False) -> float:
-    """Cosine of ĝ to the gradient of the expected loss, with antithetic noise of D dimensions.
-
-    batch_noise: ρ = |g_B|² / |g|², how much longer a minibatch's gradient is than the true one. Shared minibatch:
-    √(K / (ρ (K + D))); own data for each pair: √(K / (K + D ρ)). With ρ = 1, the cosine to the minibatch's own gradient.
-    """
-    if own_data:
-        return math.sqrt(pairs / (pairs + dimensions * batch_noise))
-    return math.sqrt(pairs / (batch_noise * (pairs + dimensions)))
-
-
 # --- The size of the noise -------------------------------------------------------------------------------------------
 
 
 class Sigma:
     """σ over the run: fixed; a cosine from `start` to `end`; or adapted to what happens.
 
-    Adaptive, looked at every `window` iterations: more than `failing` of the members failed → σ is multiplied by
-    `down`; else, if the window's mean loss is not below the last window's by a share of `progress` → multiplied by `up`.
-    σ stays within a factor of ten of its start. State is plain numbers, so that a checkpoint can hold it.
+    Adaptive, looked at whenever the validation set is scored: more than `failing` of the members failed since the last
+    look → σ is multiplied by `down`; else, if the validation error is not below its last value by a share of `progress` →
+    multiplied by `up`. (Minibatch losses would not do: they differ by more than the progress looked for.) σ stays within a
+    factor of ten of its start. State is plain numbers, so that a checkpoint can hold it.
     """
 
     def __init__(
@@ -229,18 +220,16 @@ class Sigma:
         start: float,
         end: float,
         iterations: int,
-        window: int = 20,
         failing: float = 0.1,
         progress: float = 0.001,
         down: float = 0.7,
         up: float = 1.1,
     ):
         self.schedule, self.start, self.end, self.iterations = schedule, start, end, iterations
-        self.window, self.failing, self.progress, self.down, self.up = window, failing, progress, down, up
+        self.failing, self.progress, self.down, self.up = failing, progress, down, up
         self.value = start
-        self.losses: list[float] = []
         self.failed: list[float] = []
-        self.last_mean: float | None = None
+        self.last_error: float | None = None
 
     def at(self, iteration: int) -> float:
         """σ of a 1-based iteration."""
@@ -249,24 +238,24 @@ class Sigma:
             return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
         return self.value
 
-    def update(self, loss: float, failed_share: float) -> None:
-        """Tell it one iteration: mean loss of the unperturbed parameters, share of members that failed."""
+    def iterated(self, failed_share: float) -> None:
+        """Tell it which share of an iteration's members failed."""
+        if self.schedule == "adaptive":
+            self.failed.append(failed_share)
+
+    def validated(self, error: float) -> None:
+        """Tell it the error on the validation set, and let it adapt. The first call, before any iteration, only records."""
         if self.schedule != "adaptive":
             return
-        self.losses.append(loss)
-        self.failed.append(failed_share)
-        if len(self.losses) < self.window:
-            return
-        mean_loss = math.fsum(self.losses) / self.window
-        if math.fsum(self.failed) / self.window > self.failing:
-            self.value = max(self.value * self.down, self.start / 10)
-        elif self.last_mean is not None and not mean_loss < self.last_mean * (1 - self.progress):
-            self.value = min(self.value * self.up, self.start * 10)
-        self.last_mean, self.losses, self.failed = mean_loss, [], []
+        if self.failed:
+            if math.fsum(self.failed) / len(self.failed) > self.failing:
+                self.value = max(self.value * self.down, self.start / 10)
+            elif not error < self.last_error * (1 - self.progress):
+                self.value = min(self.value * self.up, self.start * 10)
+        self.last_error, self.failed = error, []
 
     def state_dict(self) -> dict:
-        return {"value": self.value, "losses": self.losses, "failed": self.failed, "last_mean": self.last_mean}
+        return {"value": self.value, "failed": self.failed, "last_error": self.last_error}
 
     def load_state_dict(self, state: dict) -> None:
-        self.value, self.last_mean = state["value"], state["last_mean"]
-        self.losses, self.failed = list(state["losses"]), list(state["failed"])
+        self.value, self.failed, self.last_error = state["value"], list(state["failed"]), state["last_error"]

@@ -70,8 +70,10 @@ def score(
         input_TEB, target_TEB = inputs_and_targets(embeddings.get(split, index_B))
         drive_TNDSB = rollout.drive(input_TEB)[:, :, None, None]
         adapter = SharedAdapter(u_Nr, v_Nr)
+        target_TEDSB, columns = target_TEB[:, :, None, None], (1, 1, TILE)
+        # Outside the guard or not, what the network predicts is scored.
         result = rollout.errors(
-            adapter, drive_TNDSB, target_TEB[:, :, None, None], decoder.weight, decoder.bias, (1, 1, TILE)
+            adapter, drive_TNDSB, target_TEDSB, decoder.weight, decoder.bias, columns, end_early=False
         )
         return result.error_TC[:, :valid].sum(dim=1)
 
@@ -129,6 +131,9 @@ def ridge_scores(
     def states_and_targets(split: str, index_B: Tensor) -> tuple[Tensor, Tensor]:
         input_TEB, target_TEB = inputs_and_targets(embeddings.get(split, index_B))
         states_NTB = rollout.states(u_Nr, v_Nr, rollout.drive(input_TEB))
+        states_NTB = states_NTB.to(
+            torch.promote_types(states_NTB.dtype, torch.float32)
+        )  # half would blur the Gram matrix
         return states_NTB, target_TEB.transpose(0, 1).to(states_NTB.dtype)
 
     def products(tile: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
@@ -136,7 +141,7 @@ def ridge_scores(
         return NormalEquations.products(states_NTB.flatten(1), target_ETB.flatten(1))
 
     def squared_error(weights_FE: Tensor, split: str) -> Tensor:
-        weights_FE = weights_FE.to(rollout.device, rollout.dtype)
+        weights_FE = weights_FE.to(rollout.device, torch.promote_types(rollout.dtype, torch.float32))
 
         def tile_error(tile: tuple[Tensor, int]) -> Tensor:
             states_NTB, target_ETB = states_and_targets(split, tile[0])
@@ -158,11 +163,12 @@ def ridge_scores(
 # --- Predictors without a reservoir ----------------------------------------------------------------------------------
 
 
-def lagged(z_BFE: Tensor, order: int) -> Tensor:
-    """Features of an AR(order) predictor, float64 (order · 128, T · B): z_t, z_{t−1}, …, zero (the mean) before frame 1."""
+def lagged(z_BFE: Tensor, order: int, before_E: Tensor) -> Tensor:
+    """Features of an AR(order) predictor, float64 (order · 128, T · B): z_t, z_{t−1}, …, and `before_E` before frame 1."""
     inputs_EFB = z_BFE[:, :-1].permute(2, 1, 0).to(torch.float64)
-    lags = [torch.nn.functional.pad(inputs_EFB, (0, 0, lag, 0))[:, : inputs_EFB.shape[1]] for lag in range(order)]
-    return torch.cat(lags).flatten(1)
+    padding_EFB = before_E[:, None, None].expand(-1, order - 1, inputs_EFB.shape[2])
+    padded_EFB, steps = torch.cat((padding_EFB, inputs_EFB), dim=1), inputs_EFB.shape[1]
+    return torch.cat([padded_EFB[:, order - 1 - lag :][:, :steps] for lag in range(order)]).flatten(1)
 
 
 def trivial_scores(embeddings: Embeddings) -> dict[str, dict[str, Score]]:
@@ -186,10 +192,11 @@ def trivial_scores(embeddings: Embeddings) -> dict[str, dict[str, Score]]:
 
     mean_E1 = target_EM["train"].mean(dim=1, keepdim=True)
     scores = {
-        split: {"mean": score_of(mean_E1, split), "copy_last": score_of(lagged(z[split], 1), split)} for split in SCORED
+        split: {"mean": score_of(mean_E1, split), "copy_last": score_of(lagged(z[split], 1, mean_E1[:, 0]), split)}
+        for split in SCORED
     }
     for order in (1, 3):
-        features = {split: lagged(z_BFE, order) for split, z_BFE in z.items()}
+        features = {split: lagged(z_BFE, order, mean_E1[:, 0]) for split, z_BFE in z.items()}
 
         def predicted_score(weights_FE: Tensor, split: str, features=features) -> Score:
             return score_of(weights_FE[:-1].T @ features[split] + weights_FE[-1][:, None], split)

@@ -239,6 +239,9 @@ def train(training: Training, folder: RunFolder) -> bool:
         writer = _summary_writer_class()(folder.path / "tensorboard", purge_step=training.iteration or None)
 
     def save() -> None:
+        # Every rank forms its own update: before it is saved, make sure that they are still the same.
+        trained = sha256_of_tensors(training.u_Nr, training.v_Nr, training.decoder.linear.weight)
+        workers.require_equal(trained, f"parameters after iteration {training.iteration}")
         if workers.is_main:
             folder.save(training.state_dict())
 

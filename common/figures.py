@@ -286,19 +286,6 @@ def downsample(x: np.ndarray, y: np.ndarray, most: int = 1500) -> tuple[np.ndarr
     return x[keep], y[keep]
 
 
-def half_population_cosine(pairs: int, parameters: int) -> float:
-    """Expected cosine between the gradient estimates of the two halves of an antithetic population.
-
-    `pairs` pairs ±ε, ε standard normal in `parameters` = D dimensions, all on one minibatch with gradient g. An
-    estimate from n pairs is ĝ = (1/n) Σ ε (ε·g), with E[ĝ·g] = |g|² and E|ĝ|² ≈ |g|² (n + D)/n, so
-    cos(ĝ, g) = √(n/(n + D)); what is left of ĝ is independent between the halves, hence cos(ĝ₁, ĝ₂) = n/(n + D) with
-    n = pairs/2. Fitness shaping by ranks and curvature of the loss within σ lower it a little; pairs with data of
-    their own lower it much, by the noise of the batch.
-    """
-    half = pairs / 2
-    return half / (half + parameters)
-
-
 def seriation(values_TE: np.ndarray) -> np.ndarray:
     """An order of the columns that puts alike ones side by side: int64 (E,).
 

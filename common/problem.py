@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -218,7 +219,7 @@ class Embeddings:
 
     def _write(self, split: str, progress: bool) -> None:
         path = self._path(split)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # nodes may share the folder, and even process ids
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=self._shape(split))
@@ -255,12 +256,12 @@ class Embeddings:
         return self.encode_sequences(split, index_B.to(self.device))
 
     def error_scale(self) -> float:
-        """What squared errors are divided by. 1 for one digit; the test variance for two.
+        """What squared errors are divided by. 1 for one digit; for two digits or raw features, the test variance.
 
         The standardisation comes from one-digit sequences at every rung, so that a model can be carried over; with two
         digits the variance of its targets is no longer 1, and dividing by it keeps "MSE 1 = predicts the mean" true.
         """
-        if self.problem.digits == 1:
+        if self.problem.digits == 1 and self.problem.standardise == "calibration":
             return 1.0
         target_ME = self.stored["test"][:, 1:].flatten(0, 1).to("cpu", torch.float64)
         return float(target_ME.var(dim=0, correction=0).mean())

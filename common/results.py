@@ -87,7 +87,6 @@ SCHEMA_1 = {
     "source.common_sha256": SHA256,
 }
 OPTIONAL = {
-    "command": TEXT,
     "validation_mse": NUMBER,
     "ridge_validation_mse": NUMBER,
     "ridge_test_mse_at_start": NUMBER,

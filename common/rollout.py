@@ -59,17 +59,17 @@ class RankOneAdapter:
         sign_S = torch.ones(2 * sequences, dtype=u_Nr.dtype, device=u_Nr.device)
         sign_S[sequences:] = -1
         self.step_S = sign_S * sigma  # sσ of a pair's columns: first those of θ + σε, then those of θ − σε
-        self.own = torch.arange(self.pairs, device=u_Nr.device)
 
     def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:
         w_AC = self.right_AN @ h_NC
         p_rPS = w_AC[: self.rank].view(self.rank, self.pairs, -1)
         inner_PPS = w_AC[self.rank :].view(self.pairs, self.pairs, -1)  # c of one pair with the state of another
-        own_PS = inner_PPS[self.own, self.own] * self.step_S
+        diagonal_SP = inner_PPS.diagonal()  # a view: what each pair has with itself
+        own_PS = diagonal_SP.T * self.step_S
         p_rPS += self.d_rP1 * own_PS
         back_PS = (self.b_rP1 * p_rPS).sum(dim=0) * self.step_S
         inner_PPS.zero_()
-        inner_PPS[self.own, self.own] = back_PS
+        diagonal_SP.copy_(back_PS.T)
         x_NC.addmm_(self.left_NA, w_AC)
 
 
@@ -147,13 +147,16 @@ class Rollout:
 
     def outside_guard(self, h_NC: Tensor) -> Tensor:
         """bool (C,): RMS(h) above the guard, or not a number (hence the negated comparison)."""
-        return ~(torch.linalg.vecdot(h_NC, h_NC, dim=0) <= self.guard_square * self.size)
+        return ~(h_NC.square().mean(dim=0) <= self.guard_square)
 
     @torch.no_grad()
-    def errors(self, adapter, drive_TNDSB: Tensor, target_TEDSB: Tensor, weight_EN, bias_E, columns) -> TileResult:
+    def errors(
+        self, adapter, drive_TNDSB: Tensor, target_TEDSB: Tensor, weight_EN, bias_E, columns, end_early: bool = True
+    ) -> TileResult:
         """Run a tile and score its predictions; nothing but errors is kept.
 
         target_TEDSB (T, 128, D, 1, B) float32: embeddings of frames 2 … T+1. weight_EN, bias_E: the decoder.
+        end_early: on a CPU, stop once every column has failed; the errors of later steps are then zero and mean nothing.
         """
         count = columns[0] * columns[1] * columns[2]
         error_TC = torch.zeros(len(drive_TNDSB), count, dtype=torch.float64, device=self.device)
@@ -161,8 +164,8 @@ class Rollout:
         weight_EN, bias_E1 = weight_EN.to(self.dtype), bias_E.to(self.dtype)[:, None]
         for step, h_NC in enumerate(self.steps(adapter, drive_TNDSB, columns)):
             failed_C |= self.outside_guard(h_NC)
-            if self.device.type == "cpu" and bool(failed_C.all()):
-                break  # nothing in this tile can still count
+            if end_early and self.device.type == "cpu" and bool(failed_C.all()):
+                break
             prediction_EC = torch.addmm(bias_E1, weight_EN, h_NC).to(target_TEDSB.dtype)
             difference = prediction_EC.unflatten(1, columns).sub_(target_TEDSB[step])
             error_TC[step] = difference.square_().flatten(1).sum(dim=0)

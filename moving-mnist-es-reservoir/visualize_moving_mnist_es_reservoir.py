@@ -31,7 +31,6 @@ from common.figures import (
     describe,
     draw_references,
     figure_arguments,
-    half_population_cosine,
     headed_figure,
     header_legend,
     label_right,
@@ -46,6 +45,7 @@ from common.figures import (
     seriation,
     style,
 )
+from common.laws import half_population_cosine
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent

@@ -28,7 +28,7 @@ PATIENCE_S = 120  # for a process that is expected to end or to get somewhere; a
 # Every part runs, nothing is learned. 9 pairs in tiles of 2: the last tile is half empty, and no two or three ranks get
 # equal shares.
 SMALL = {
-    "preset": "smoke", "hidden-size": 16, "rank": 2, "in-degree": 4, "sequence-length": 3, "train-sequences": 64,
+    "preset": "smoke", "hidden-size": 48, "rank": 2, "in-degree": 4, "sequence-length": 3, "train-sequences": 64,
     "validation-sequences": 16, "test-sequences": 16, "iterations": 4, "population-pairs": 9, "decoder-warmup": 10,
     "learning-rate": 0.01, "evaluate-every": 2, "checkpoint-every": 1,
 }  # fmt: skip

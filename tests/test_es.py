@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from common import es
+from common import es, laws
 from common.reservoir import draw_reservoir, rollout_reference
 from common.rollout import Rollout
 
@@ -143,7 +143,7 @@ def test_cosine_to_the_minibatch_gradient_follows_the_law(kind, pairs):
         weights = es.pair_weights(losses, no_failures(pairs), "raw", loss_clip=math.inf)
         seen.append(cosine(flat(es.estimate_gradient(noise, weights, iteration, 1e-3, "cpu")), gradient))
     spread = (sum((c - sum(seen) / 30) ** 2 for c in seen) / 29 / 30) ** 0.5
-    assert sum(seen) / 30 == pytest.approx(es.expected_cosine(pairs, D), abs=4 * spread + 0.02)
+    assert sum(seen) / 30 == pytest.approx(laws.expected_cosine(pairs, D), abs=4 * spread + 0.02)
 
 
 @pytest.mark.parametrize("own_data", [False, True])
@@ -160,7 +160,7 @@ def test_cosine_laws_with_batch_noise(own_data):
         of_pair = gradient + batch_noise * gradient.norm() * math.sqrt((rho - 1) / dimensions)
         estimate = ((epsilon * of_pair).sum(dim=1, keepdim=True) * epsilon).mean(dim=0)
         seen.append(cosine(estimate, gradient))
-    assert sum(seen) / repeats == pytest.approx(es.expected_cosine(pairs, dimensions, rho, own_data), rel=0.06)
+    assert sum(seen) / repeats == pytest.approx(laws.expected_cosine(pairs, dimensions, rho, own_data), rel=0.06)
 
 
 @pytest.mark.parametrize("kind", es.NOISES)
@@ -172,7 +172,7 @@ def test_half_cosine_estimates_the_square_of_a_halfs_cosine(kind):
         losses = evaluate_pairs(noise, theta, 1e-3, pairs, iteration)
         weights = es.pair_weights(losses, no_failures(pairs), "raw", loss_clip=math.inf)
         seen.append(es.estimate_gradient(noise, weights, iteration, 1e-3, "cpu").half_cosine)
-    assert sum(seen) / len(seen) == pytest.approx(es.expected_cosine(pairs // 2, D) ** 2, rel=0.1)
+    assert sum(seen) / len(seen) == pytest.approx(laws.expected_cosine(pairs // 2, D) ** 2, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", es.NOISES)
@@ -201,7 +201,7 @@ def test_es_through_the_rollout_agrees_with_autograd(kind):
     weights = es.pair_weights(torch.cat(losses), no_failures(pairs), "raw")
     got = flat(es.estimate_gradient(noise, weights, 1, sigma, "cpu"))
     dimensions = 2 * size * rank
-    assert cosine(got, gradient) == pytest.approx(es.expected_cosine(pairs, dimensions), abs=0.01)
+    assert cosine(got, gradient) == pytest.approx(laws.expected_cosine(pairs, dimensions), abs=0.01)
     assert float(got @ gradient / gradient.square().sum()) == pytest.approx(1, abs=0.08)  # its length too
 
 
@@ -269,6 +269,13 @@ def test_penalise_gives_the_fixed_loss_and_keeps_the_pair():
     assert weights.difference_K.tolist() == [-1.0, 7.0] and weights.surviving_K.all()
 
 
+def test_a_failure_loss_above_the_clip_is_not_clipped():
+    losses = torch.tensor([[20.0, 1.0], [math.nan, 3.0]], dtype=torch.float64)
+    failed = torch.tensor([[False, False], [True, False]])
+    weights = es.pair_weights(losses, failed, "raw", "penalise", failure_loss=100.0, loss_clip=10.0)
+    assert weights.difference_K.tolist() == [9.0, 97.0]
+
+
 def test_losses_are_clipped_before_shaping():
     losses = torch.tensor([[1.0, 50.0], [2.0, 3.0]], dtype=torch.float64)
     assert es.pair_weights(losses, no_failures(2), "raw", loss_clip=5.0).difference_K.tolist() == [-4.0, -1.0]
@@ -285,7 +292,8 @@ def test_when_all_pairs_fail_there_is_no_estimate():
 
 def test_sigma_fixed_and_cosine():
     fixed = es.Sigma("fixed", 0.1, 0.01, 100)
-    fixed.update(1.0, 1.0)
+    fixed.iterated(1.0)
+    fixed.validated(1.0)
     assert fixed.at(1) == fixed.at(100) == 0.1
     cosine_schedule = es.Sigma("cosine", 0.1, 0.02, 101)
     assert cosine_schedule.at(1) == pytest.approx(0.1)
@@ -293,33 +301,35 @@ def test_sigma_fixed_and_cosine():
     assert cosine_schedule.at(101) == pytest.approx(0.02)
 
 
-def test_sigma_adapts_up_when_progress_stalls_and_down_when_members_fail():
-    def run(losses, failed):
-        sigma = es.Sigma("adaptive", 1.0, 0.1, 10**6, window=5)
-        values = []
-        for loss, share in zip(losses, failed, strict=True):
-            sigma.update(loss, share)
-            values.append(sigma.at(1))
-        return values
+def adapted(errors, failed_share):
+    """σ after each validation, five iterations apart, with these validation errors."""
+    sigma = es.Sigma("adaptive", 1.0, 0.1, 10**6)
+    sigma.validated(errors[0])
+    values = []
+    for error in errors[1:]:
+        for _ in range(5):
+            sigma.iterated(failed_share)
+        sigma.validated(error)
+        values.append(sigma.at(1))
+    return values
 
-    stalled = run([1.0] * 15, [0.0] * 15)
-    assert stalled[4] == 1.0 and stalled[9] == pytest.approx(1.1) and stalled[14] == pytest.approx(1.21)
-    falling = run([0.9**i for i in range(15)], [0.0] * 15)
-    assert falling[-1] == 1.0
-    failing = run([0.9**i for i in range(15)], [0.5] * 15)
-    assert failing[4] == pytest.approx(0.7) and failing[14] == pytest.approx(0.343)
-    assert min(run([1.0] * 500, [1.0] * 500)) == pytest.approx(0.1)  # never below a tenth of its start
-    assert max(run([1.0] * 500, [0.0] * 500)) == pytest.approx(10)  # nor above ten times
+
+def test_sigma_adapts_up_when_progress_stalls_and_down_when_members_fail():
+    assert adapted([1.0, 1.0, 1.0], 0.0) == pytest.approx([1.1, 1.21])
+    assert adapted([1.0, 0.99, 0.98], 0.05) == [1.0, 1.0]
+    assert adapted([1.0, 0.9, 0.8], 0.5) == pytest.approx([0.7, 0.49])
+    assert adapted([1.0, math.nan], 0.0) == pytest.approx([1.1])  # no progress can be told
+    assert adapted([1.0] * 100, 1.0)[-1] == pytest.approx(0.1)  # never below a tenth of its start
+    assert adapted([1.0] * 100, 0.0)[-1] == pytest.approx(10)  # nor above ten times
 
 
 def test_sigma_state_survives_a_checkpoint():
-    whole, first = (es.Sigma("adaptive", 1.0, 0.1, 100, window=5) for _ in range(2))
-    for _ in range(8):
-        whole.update(1.0, 0.0)
-        first.update(1.0, 0.0)
-    second = es.Sigma("adaptive", 1.0, 0.1, 100, window=5)
+    whole, first, second = (es.Sigma("adaptive", 1.0, 0.1, 100) for _ in range(3))
+    for sigma in (whole, first):
+        sigma.validated(1.0)
+        sigma.iterated(0.0)
     second.load_state_dict(first.state_dict())
-    for _ in range(8):
-        whole.update(1.0, 0.3)
-        second.update(1.0, 0.3)
-    assert whole.state_dict() == second.state_dict()
+    for sigma in (whole, second):
+        sigma.iterated(0.3)
+        sigma.validated(0.9)
+    assert whole.state_dict() == second.state_dict() and whole.at(1) == pytest.approx(0.7)

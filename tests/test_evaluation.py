@@ -67,6 +67,18 @@ def test_score_is_the_mean_squared_error_by_target_frame(network):
     assert got.last_frame == pytest.approx(float(expected[-1]), rel=1e-5)
 
 
+def test_a_core_outside_the_guard_is_scored_on_every_frame(network):
+    _, u, v, decoder = network
+    rollout = Rollout(draw_reservoir(40, 3, seed=0), 0.5, guard=1e-3)  # every column fails at the first step
+    embeddings = MadeUpEmbeddings(test=20)
+    with Workers(torch.device("cpu")) as workers:
+        got = evaluation.score(rollout, u, v, decoder, embeddings, "test", workers)
+    z = embeddings.stored["test"]
+    prediction = plain_states(rollout, u, v, z) @ decoder.weight.double().T + decoder.bias.double()
+    expected = (prediction - z[:, 1:].double()).square().mean(dim=(0, 2)).detach()
+    assert torch.allclose(got.by_frame_T, expected, rtol=1e-5)
+
+
 def test_normal_equations_agree_with_lstsq():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(200, 6)), generator.normal(size=(200, 3)) + 5
@@ -124,10 +136,10 @@ def test_ridge_chooses_its_penalty_on_validation():
     assert penalty == evaluation.PENALTIES[2] and torch.equal(weights, seen[2])
 
 
-def test_lags_are_zero_before_the_first_frame():
+def test_lags_before_the_first_frame_are_the_mean():
     z = torch.arange(1, 6, dtype=torch.float32).reshape(1, 5, 1).expand(1, 5, EMBEDDING)  # frame t holds the number t
-    features = evaluation.lagged(z, 3).reshape(3, EMBEDDING, 4)
-    assert features[:, 0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]]
+    features = evaluation.lagged(z, 3, torch.full((EMBEDDING,), 9.0)).reshape(3, EMBEDDING, 4)
+    assert features[:, 0].tolist() == [[1, 2, 3, 4], [9, 1, 2, 3], [9, 9, 1, 2]]
 
 
 def test_trivial_predictors(monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common import figures
+from common import figures, laws
 from common.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -342,7 +342,7 @@ def test_half_population_cosine_is_what_a_simulation_finds():
         first, second = np.einsum("hpd,hp->hd", noise, noise @ gradient)
         cosines.append(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
     # Standard error of the mean is 0.004; the law leaves out a term of order 1/(n + D).
-    assert np.mean(cosines) == pytest.approx(figures.half_population_cosine(pairs, dimensions), abs=0.02)
+    assert np.mean(cosines) == pytest.approx(laws.half_population_cosine(pairs, dimensions), abs=0.02)
 
 
 def test_downsample_keeps_spikes_and_order():

@@ -1,0 +1,28 @@
+"""How good an ES estimate can be: the cosine laws that every choice of population follows from.
+
+With antithetic noise in D dimensions and ρ = |g_B|² / |g|², how much longer a minibatch's gradient is than the true one:
+an estimate from K pairs is ĝ = (1/K) Σ ε (ε·g), with E ĝ = g and E|ĝ|² ≈ |g|² (K + D) / K. Fitness shaping by ranks and
+curvature of the loss within σ lower the cosine a little.
+"""
+
+import math
+
+
+def expected_cosine(pairs: float, dimensions: int, batch_noise: float = 1.0, own_data: bool = False) -> float:
+    """Cosine of ĝ to the gradient of the expected loss.
+
+    Shared minibatch: √(K / (ρ (K + D))); own data for each pair: √(K / (K + D ρ)). With batch_noise ρ = 1 it is the
+    cosine to the minibatch's own gradient.
+    """
+    if own_data:
+        return math.sqrt(pairs / (pairs + dimensions * batch_noise))
+    return math.sqrt(pairs / (batch_noise * (pairs + dimensions)))
+
+
+def half_population_cosine(pairs: int, dimensions: int) -> float:
+    """Expected cosine between the estimates of the two halves of a population on one minibatch.
+
+    Each has the cosine c of K/2 pairs to the minibatch's gradient, and what is left of each is independent of the other:
+    c². Where pairs have data of their own it is lower, by the noise of the batch.
+    """
+    return expected_cosine(pairs / 2, dimensions) ** 2
