@@ -304,6 +304,8 @@ def _print_score(training: Training) -> None:
             f"iteration {training.iteration}: test MSE {test.mse:.4f}, last frame {test.last_frame:.4f}, "
             f"validation MSE {validation.mse:.4f}"
         )
+        if path := training.config.public_test_file:
+            print(f"public test set, two digits: MSE {public_score(path, training.embeddings, training.predict):.4f}")
 
 
 def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -> None:
