@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from common import es
+from common.dist import Workers
+from common.encoder import Encoder
 from common.reservoir import draw_reservoir
 from common.rollout import Rollout
 
@@ -46,6 +48,14 @@ def test_noise_has_the_same_bits_on_both_devices(kind):
     noise = es.make_noise(kind, 3, SIZE, RANK)
     for here, there in zip(noise.draw(2, torch.arange(5)), noise.draw(2, torch.arange(5, device="cuda")), strict=True):
         assert torch.equal(here, there.cpu())
+
+
+def test_embeddings_are_those_of_the_cpu():
+    """Not TF32: the embeddings are the problem, and one problem_id must stand for one problem."""
+    frames = torch.randint(0, 256, (200, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with Workers(torch.device("cuda")):
+        there = Encoder(0, "cuda").encode(frames.cuda()).cpu()
+    assert torch.allclose(there, Encoder(0).encode(frames), rtol=1e-4, atol=1e-6)
 
 
 def smoke_run(folder: Path, *launcher: str) -> dict:
