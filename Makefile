@@ -49,5 +49,5 @@ new: $(STAMP)  ## start an experiment from the template: make new NAME=my-idea
 	"$(BIN)/python" -m common.catalog new "$(NAME)"
 
 clean:  ## remove .venv and caches (runs/ and results/ stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -9,8 +9,6 @@ generated and encoded on the fly.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import uuid
 from dataclasses import asdict, dataclass, fields
@@ -27,7 +25,7 @@ from common.encoder import CALIBRATION_FRAMES, CALIBRATION_SEQUENCES, CHANNELS, 
 from common.errors import BadInput
 from common.moving_mnist import MovingMNIST
 from common.reservoir import TOPOLOGIES, WEIGHT_SCALES, Reservoir, draw_reservoir
-from common.run import setting
+from common.run import fingerprint_of, setting
 
 RULE_VERSION = 1  # raise it when data, encoder or reservoir draw change their numbers
 STANDARDISE = ("calibration", "none")
@@ -118,7 +116,7 @@ class Problem:
 
 def fingerprint(description: dict) -> str:
     """First 12 hex digits of the SHA-256 of a JSON-able description, keys in any order."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+    return fingerprint_of(description)[:12]
 
 
 def cache_directory() -> Path:

@@ -412,6 +412,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def fingerprint_of(identity: dict) -> str:
+    """SHA-256 of a JSON-able dictionary, keys in any order."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
