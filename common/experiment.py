@@ -23,7 +23,7 @@ from common.evaluation import SCORED, Score, inputs_and_targets, public_score, r
 from common.figure_data import Showcase, figure_data
 from common.files import write_atomically, write_json
 from common.moving_mnist import load_public_test_set
-from common.philox import Purpose, integers
+from common.philox import Purpose, integers, permutation
 from common.problem import Embeddings, Problem
 from common.rollout import Rollout
 from common.run import (
@@ -312,7 +312,7 @@ def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -
     """Score the trained model, write figures.npz and results.json, print the headline."""
     test, validation = training.score("test"), training.score("validation")
     if training.workers.is_main:
-        steps = tqdm(total=4, desc="scoring", leave=False)
+        steps = tqdm(total=5, desc="scoring", leave=False)
         trivial = trivial_scores(training.embeddings)
         steps.update()
         results = _results(training, test, validation, trivial, preset, stub_file, steps)
@@ -339,14 +339,21 @@ def _results(
     """results.json, schema 1 (see SPEC.md)."""
     config, problem, workers, embeddings = training.config, training.problem, training.workers, training.embeddings
     script = Path(stub_file).resolve()
-    ridge = ridge_scores(training.rollout, training.u_Nr, training.v_Nr, embeddings, workers.map_on_node)
-    steps.update()
-    start_u_Nr, start_v_Nr = (factor.to(workers.device) for factor in training.start_adapter(config))
-    if torch.equal(start_u_Nr, training.u_Nr) and torch.equal(start_v_Nr, training.v_Nr):
-        ridge_start = ridge
+
+    def ridge_of(u_Nr: Tensor, v_Nr: Tensor) -> dict[str, Score]:
+        scores = ridge_scores(training.rollout, u_Nr.to(workers.device), v_Nr.to(workers.device), embeddings, map_tiles)
+        steps.update()
+        return scores
+
+    map_tiles, u_Nr, v_Nr = workers.map_on_node, training.u_Nr, training.v_Nr
+    start = [factor.to(workers.device) for factor in training.start_adapter(config)]
+    ridge = {"": ridge_of(u_Nr, v_Nr)}
+    if torch.equal(start[0], u_Nr) and torch.equal(start[1], v_Nr):
+        ridge["_at_start"] = ridge["_shuffled"] = ridge[""]
     else:
-        ridge_start = ridge_scores(training.rollout, start_u_Nr, start_v_Nr, embeddings, workers.map_on_node)
-    steps.update()
+        ridge["_at_start"] = ridge_of(*start)
+        # The control: an adapter of the same size and singular values whose directions mean nothing.
+        ridge["_shuffled"] = ridge_of(u_Nr[permutation(config.seed, Purpose.CONTROL, len(u_Nr)).to(u_Nr.device)], v_Nr)
     results = {
         "schema": SCHEMA,
         "stub": script.parent.name,
@@ -358,8 +365,7 @@ def _results(
         "test_mse": test.mse,
         "test_mse_last_frame": test.last_frame,
         "validation_mse": validation.mse,
-        **{f"ridge_{split}_mse": ridge[split].mse for split in SCORED},
-        **{f"ridge_{split}_mse_at_start": ridge_start[split].mse for split in SCORED},
+        **{f"ridge_{split}_mse{which}": scores[split].mse for which, scores in ridge.items() for split in SCORED},
         **{
             f"trivial_{split}_mse": {
                 name: {"all": s.mse, "last_frame": s.last_frame} for name, s in trivial[split].items()

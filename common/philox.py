@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     RESERVOIR_VALUE = 21
     INPUT_WEIGHTS = 22
     ENCODER = 23
+    CONTROL = 24
 
 
 def philox_4x32(counter, key):
@@ -111,3 +112,9 @@ def integers(
 ) -> torch.Tensor:
     """int64 (M, count) in [0, bound), bound ≤ 2^31, by multiply and shift (bias below bound/2^32)."""
     return (stream_words(seed, purpose, ids, count, device) * bound) >> 32
+
+
+def permutation(seed: int, purpose: Purpose, count: int) -> torch.Tensor:
+    """A random order of 0 … count − 1, int64 (count,), on the CPU: random words are sorted, ties fall to the lower index."""
+    words = stream_words(seed, purpose, (0, 0), count)[0]
+    return (words * count + torch.arange(count)).argsort()

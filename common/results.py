@@ -91,6 +91,8 @@ OPTIONAL = {
     "ridge_validation_mse": NUMBER,
     "ridge_test_mse_at_start": NUMBER,
     "ridge_validation_mse_at_start": NUMBER,
+    "ridge_test_mse_shuffled": NUMBER,
+    "ridge_validation_mse_shuffled": NUMBER,
     "public_test_mse": NUMBER,
     "spectral_radius": NUMBER,
 }

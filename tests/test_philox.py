@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.philox import Purpose, gaussian, integers, key_of, philox_4x32, signs, stream_words
+from common.philox import Purpose, gaussian, integers, key_of, permutation, philox_4x32, signs, stream_words
 
 FULL = 0xFFFFFFFF
 
@@ -166,3 +166,12 @@ def test_integers_are_in_range_and_fill_it(bound):
     if bound <= 10:
         frequency = torch.bincount(drawn.flatten(), minlength=bound) / drawn.numel()
         assert float((frequency - 1 / bound).abs().max()) < 5 / np.sqrt(bound * drawn.numel())
+
+
+def test_permutation_is_one_and_follows_its_seed():
+    order = permutation(3, Purpose.CONTROL, 1000)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert order.tolist() == permutation(3, Purpose.CONTROL, 1000).tolist()
+    assert order.tolist() != permutation(4, Purpose.CONTROL, 1000).tolist()
+    # Spearman's correlation of a random order with the identity has standard deviation 1/√999.
+    assert abs(np.corrcoef(order.numpy(), np.arange(1000))[0, 1]) < 5 / np.sqrt(999)
