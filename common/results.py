@@ -232,7 +232,8 @@ lost.
 Errors are standardised mean squared errors on the problem's test sequences: 1.0 is what predicting the mean embedding
 scores, lower is better. They are given as mean ± sample standard deviation over seeds. Errors compare only within one
 problem: same data, encoder, reservoir and test set (the same `problem_id`). "Ridge refit" replaces the trained readout
-by a ridge regression on the final states, which tells the core from its decoder. SPEC.md defines every column.
+by a ridge regression on the final states, which tells the core from its decoder; it is fitted on 4,000 training sequences
+at most, and a decoder trained on more can be better. SPEC.md defines every column.
 """
 UNCOMMITTED = "† Code was not, or not known to be, as committed when this ran; the result file holds its hashes."
 
