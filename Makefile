@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## train the main experiment on this machine (< 5 minutes on 2 CPU cores), draw figures and GIF
-	cd $(DEMO) && $(RUN) moving_mnist_es_reservoir.py --seed 0 --preset laptop --run-dir runs/demo --overwrite
+	cd $(DEMO) && $(RUN) moving_mnist_es_reservoir.py --seed 0 --preset laptop --device cpu --run-dir runs/demo --overwrite
 	cd $(DEMO) && "$(BIN)/python" visualize_moving_mnist_es_reservoir.py --run runs/demo --out runs/demo
 	cd $(DEMO) && "$(BIN)/python" make_moving_mnist_es_reservoir_gif.py --run runs/demo --out runs/demo
 	@echo
