@@ -1,7 +1,7 @@
 """How a model is scored: errors by target frame, a refitted ridge readout, and the predictors that know no reservoir.
 
 Every predictor is scored on the same targets, frames 2 … T+1, and on frame T+1 alone. Errors are mean squared errors over
-sequences and the 128 standardised dimensions, divided by `Embeddings.error_scale()`.
+sequences and the 128 standardised dimensions, divided by `Embeddings.error_scale`.
 """
 
 from collections.abc import Callable, Iterable
@@ -79,7 +79,7 @@ def score(
 
     steps = embeddings.problem.sequence_length
     total_T = workers.run_tiles(evaluate, len(tiles), steps).sum(dim=0)
-    return Score(total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale()))
+    return Score(total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale))
 
 
 # --- Ridge -----------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def ridge_scores(
 
         tiles = sequence_tiles(embeddings.sizes[split], RIDGE_TILE)
         total_T = torch.stack(list(map_tiles(tile_error, tiles))).sum(dim=0)
-        return total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale())
+        return total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale)
 
     train_tiles = sequence_tiles(min(RIDGE_SEQUENCES, embeddings.sizes["train"]), RIDGE_TILE)
     groups = (train_tiles[start : start + 8] for start in range(0, len(train_tiles), 8))  # a Gram matrix is 16 MB
@@ -188,7 +188,7 @@ def trivial_scores(embeddings: Embeddings) -> dict[str, dict[str, Score]]:
 
     def score_of(prediction_EM: Tensor, split: str) -> Score:
         error_TB = (prediction_EM - target_EM[split]).square().mean(dim=0).view(steps, -1)
-        return Score(error_TB.mean(dim=1) / embeddings.error_scale())
+        return Score(error_TB.mean(dim=1) / embeddings.error_scale)
 
     mean_E1 = target_EM["train"].mean(dim=1, keepdim=True)
     scores = {

@@ -59,7 +59,7 @@ class Training:
         self.u_Nr, self.v_Nr = (factor.to(workers.device) for factor in self.start_adapter(config))
         self.decoder = DecoderTraining(config.hidden_size, workers.device)
         self.showcase = Showcase(embeddings)
-        self.scale = embeddings.error_scale()
+        self.scale = embeddings.error_scale
         self.iteration = 0
         self.seconds = 0.0  # of training, without data, scoring and figures
         self.validation = math.nan
@@ -231,8 +231,7 @@ def _summary_writer_class() -> Callable:
 def train(training: Training, folder: RunFolder) -> bool:
     """Run to the end, or to a stop that the user asked for (False). Rank 0 logs, saves and shows progress."""
     config, workers = training.config, training.workers
-    if workers.is_main:
-        folder.begin(training.iteration)
+    workers.from_main(lambda: folder.begin(training.iteration))
     writer = None
     if config.tensorboard and workers.is_main:
         # purge_step hides what a run that was killed had written beyond the checkpoint it is resumed from.
@@ -318,6 +317,7 @@ def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -
         results = _results(training, test, validation, trivial, preset, stub_file, steps)
         figures = figure_data(training, test, trivial["test"])
         results["spectral_radius"] = float(np.abs(figures["eigenvalues_frozen"]).max())
+        steps.update()
         steps.close()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **figures)
@@ -338,25 +338,25 @@ def _results(
 ) -> dict:
     """results.json, schema 1 (see SPEC.md)."""
     config, problem, workers, embeddings = training.config, training.problem, training.workers, training.embeddings
-    script = Path(stub_file).resolve()
+    u_Nr, v_Nr = training.u_Nr, training.v_Nr
 
     def ridge_of(u_Nr: Tensor, v_Nr: Tensor) -> dict[str, Score]:
-        scores = ridge_scores(training.rollout, u_Nr.to(workers.device), v_Nr.to(workers.device), embeddings, map_tiles)
+        scores = ridge_scores(training.rollout, u_Nr, v_Nr, embeddings, workers.map_on_node)
         steps.update()
         return scores
 
-    map_tiles, u_Nr, v_Nr = workers.map_on_node, training.u_Nr, training.v_Nr
-    start = [factor.to(workers.device) for factor in training.start_adapter(config)]
+    start_u_Nr, start_v_Nr = (factor.to(workers.device) for factor in training.start_adapter(config))
     ridge = {"": ridge_of(u_Nr, v_Nr)}
-    if torch.equal(start[0], u_Nr) and torch.equal(start[1], v_Nr):
+    if torch.equal(start_u_Nr, u_Nr) and torch.equal(start_v_Nr, v_Nr):
         ridge["_at_start"] = ridge["_shuffled"] = ridge[""]
     else:
-        ridge["_at_start"] = ridge_of(*start)
+        ridge["_at_start"] = ridge_of(start_u_Nr, start_v_Nr)
         # The control: an adapter of the same size and singular values whose directions mean nothing.
-        ridge["_shuffled"] = ridge_of(u_Nr[permutation(config.seed, Purpose.CONTROL, len(u_Nr)).to(u_Nr.device)], v_Nr)
+        order_N = permutation(config.seed, Purpose.CONTROL, len(u_Nr)).to(workers.device)
+        ridge["_shuffled"] = ridge_of(u_Nr[order_N], v_Nr)
     results = {
         "schema": SCHEMA,
-        "stub": script.parent.name,
+        "stub": Path(stub_file).resolve().parent.name,
         "seed": config.seed,
         "preset": preset,
         "problem_id": problem.id,

@@ -12,6 +12,7 @@ import contextlib
 import os
 import uuid
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,7 @@ class Embeddings:
             return self.stored[split][index_B.to(self.stored[split].device)]
         return self.encode_sequences(split, index_B.to(self.device))
 
+    @cached_property
     def error_scale(self) -> float:
         """What squared errors are divided by. 1 for one digit; for two digits or raw features, the test variance.
 

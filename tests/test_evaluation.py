@@ -33,8 +33,7 @@ class MadeUpEmbeddings:
     def get(self, split, index_B):
         return self.stored[split][index_B]
 
-    def error_scale(self):
-        return 1.0
+    error_scale = 1.0
 
 
 @pytest.fixture
@@ -54,14 +53,17 @@ def plain_states(rollout, u, v, z_BFE):
     return rollout_reference(reservoir, u.double(), v.double(), rollout.leak, z_TBE).permute(1, 0, 2)
 
 
-def test_score_is_the_mean_squared_error_by_target_frame(network):
-    rollout, u, v, decoder = network
-    embeddings = MadeUpEmbeddings(test=150)  # one whole tile and a padded one
+def scored_and_expected(rollout, u, v, decoder, embeddings):
+    """The score on the test set, and MSE by frame of the reference rollout in float64."""
     with Workers(torch.device("cpu")) as workers:
         got = evaluation.score(rollout, u, v, decoder, embeddings, "test", workers)
     z = embeddings.stored["test"]
     prediction = plain_states(rollout, u, v, z) @ decoder.weight.double().T + decoder.bias.double()
-    expected = (prediction - z[:, 1:].double()).square().mean(dim=(0, 2)).detach()
+    return got, (prediction - z[:, 1:].double()).square().mean(dim=(0, 2)).detach()
+
+
+def test_score_is_the_mean_squared_error_by_target_frame(network):
+    got, expected = scored_and_expected(*network, MadeUpEmbeddings(test=150))  # one whole tile and a padded one
     assert torch.allclose(got.by_frame_T, expected, rtol=1e-5)
     assert got.mse == pytest.approx(float(expected.mean()), rel=1e-5)
     assert got.last_frame == pytest.approx(float(expected[-1]), rel=1e-5)
@@ -70,12 +72,7 @@ def test_score_is_the_mean_squared_error_by_target_frame(network):
 def test_a_core_outside_the_guard_is_scored_on_every_frame(network):
     _, u, v, decoder = network
     rollout = Rollout(draw_reservoir(40, 3, seed=0), 0.5, guard=1e-3)  # every column fails at the first step
-    embeddings = MadeUpEmbeddings(test=20)
-    with Workers(torch.device("cpu")) as workers:
-        got = evaluation.score(rollout, u, v, decoder, embeddings, "test", workers)
-    z = embeddings.stored["test"]
-    prediction = plain_states(rollout, u, v, z) @ decoder.weight.double().T + decoder.bias.double()
-    expected = (prediction - z[:, 1:].double()).square().mean(dim=(0, 2)).detach()
+    got, expected = scored_and_expected(rollout, u, v, decoder, MadeUpEmbeddings(test=20))
     assert torch.allclose(got.by_frame_T, expected, rtol=1e-5)
 
 
@@ -256,8 +253,8 @@ def test_an_unwritable_cache_is_bad_input(cache, embeddings_of, monkeypatch):
 def test_two_digits_are_divided_by_their_own_variance(embeddings_of):
     embeddings = embeddings_of(ProblemSettings(**SMALL, digits=2))
     targets = embeddings.stored["test"][:, 1:].flatten(0, 1).double().numpy()
-    assert embeddings.error_scale() == pytest.approx(targets.var(axis=0).mean(), rel=1e-9)
-    assert embeddings_of(ProblemSettings(**SMALL)).error_scale() == 1.0
+    assert embeddings.error_scale == pytest.approx(targets.var(axis=0).mean(), rel=1e-9)
+    assert embeddings_of(ProblemSettings(**SMALL)).error_scale == 1.0
 
 
 def test_problem_id_names_the_problem_and_nothing_else():

@@ -12,7 +12,7 @@ from common.dist import Workers
 from common.evaluation import inputs_and_targets, public_score
 from common.problem import Embeddings
 from common.reservoir import rollout_reference
-from common.run import StopRequest
+from common.run import StopRequest, sha256_of_tensors
 from tests.conftest import flags
 
 
@@ -90,8 +90,6 @@ def test_when_all_members_fail_theta_stays_and_the_run_goes_on(main, stub, tmp_p
     # With a guard this low every state is outside it.
     results, lines = run(main, tmp_path / "run", guard=1e-3)
     config, _ = stub.parse_arguments([str(word) for word in flags()])
-    from common.run import sha256_of_tensors
-
     assert results["theta_sha256"] == sha256_of_tensors(*stub.start_adapter(config))
     assert [line["exploded_fraction"] for line in lines[1:]] == [1.0] * (len(lines) - 1)
     # What the network predicts is scored all the same, and as it would be with any other guard.

@@ -81,6 +81,18 @@ def test_any_number_of_ranks_and_threads(torchrun, reference, tmp_path, ranks, o
 # --- Faults ----------------------------------------------------------------------------------------------------------
 
 
+def write_launcher(script, tampering: str) -> None:
+    """A script that starts the main experiment after something has been done to `stub`, its module, or to `sys`."""
+    script.write_text(f"""
+import importlib.util, os, sys
+specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
+stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(stub)
+{tampering}
+stub.run_main(stub.main)
+""")
+
+
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_a_rank_is_killed_none_is_left_behind(torchrun, reference, main, tmp_path, victim):
     folder = tmp_path / "run"
@@ -101,19 +113,16 @@ def test_when_a_rank_is_killed_none_is_left_behind(torchrun, reference, main, tm
 def test_an_error_on_one_rank_ends_all(torchrun, tmp_path):
     """A fault inside a pool thread of rank 1, while rank 0 waits for its losses."""
     script = tmp_path / "faulty.py"
-    script.write_text(f"""
-import importlib.util, os, sys
-specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
-stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(stub)
-errors = stub.Rollout.errors
+    write_launcher(
+        script,
+        """errors = stub.Rollout.errors
 def faulty(self, *arguments, **options):
     if os.environ["RANK"] == "1":
         raise RuntimeError("rank 1 has a fault")
     return errors(self, *arguments, **options)
 stub.Rollout.errors = faulty
-stub.run_main(stub.main)
-""")
+""",
+    )
     process = torchrun(2, *flags(), "--run-dir", tmp_path / "run", script=script)
     process.wait_for(lambda: len(children_of(process.pid)) == 2)
     ranks = children_of(process.pid)
@@ -152,14 +161,11 @@ def test_bad_input_before_the_ranks_meet_or_on_one_of_them_is_said_once(torchrun
 def test_ranks_that_disagree_are_told(torchrun, tmp_path):
     """On several nodes each has its own command line."""
     script = tmp_path / "mistyped.py"
-    script.write_text(f"""
-import importlib.util, os, sys
-specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
-stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(stub)
-sys.argv += ["--sigma", "0.5"] if os.environ["RANK"] == "1" else []
-stub.run_main(stub.main)
-""")
+    write_launcher(
+        script,
+        """sys.argv += ["--sigma", "0.5"] if os.environ["RANK"] == "1" else []
+""",
+    )
     code, _, stderr = torchrun(2, *flags(), "--run-dir", tmp_path / "run", script=script).end()
     assert code != 0
     assert "rank 1 was started with another configuration: sigma is 0.01 on rank 0, 0.5 here" in stderr
