@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from common.encoder import EMBEDDING
-from common.rollout import Rollout
 
 SCHEDULES = ("constant", "cosine")
 
@@ -48,10 +47,9 @@ class DecoderTraining:
         return float(loss.detach())
 
     @torch.no_grad()
-    def predict(self, rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, input_TEB: Tensor) -> Tensor:
-        """ẑ of frames 2 … T+1 by the unperturbed parameters: (T, 128, B) → (T, 128, B)."""
-        states_NTB = rollout.states(u_Nr, v_Nr, rollout.drive(input_TEB)).to(torch.float32)
-        return self.linear(states_NTB.permute(1, 2, 0)).transpose(1, 2)
+    def predict(self, states_NTB: Tensor) -> Tensor:
+        """ẑ of frames 2 … T+1 from the states that have read frames 1 … T: (N, T, B) → (T, 128, B)."""
+        return self.linear(states_NTB.to(torch.float32).permute(1, 2, 0)).transpose(1, 2)
 
     def state_dict(self) -> dict:
         return {"linear": self.linear.state_dict(), "optimizer": self.optimizer.state_dict()}

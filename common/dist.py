@@ -120,24 +120,40 @@ class Workers:
         with self._make_pool(self.node_threads) as pool:
             return list(pool.map(function, *tasks))
 
-    def run_tiles(self, evaluate: Callable[[int], Tensor], tiles: int, width: int) -> Tensor:
+    def run_tiles(
+        self,
+        evaluate: Callable[[int], Tensor],
+        tiles: int,
+        width: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
         """Evaluate `tiles` numbered tiles across all ranks.
 
-        evaluate(tile) → float64 (width,) on any device. Returns float64 (tiles, width) on the CPU, the same on every rank.
+        evaluate(tile) → (width,) on any device. Returns (tiles, width) in `dtype` on `device`, the same on every rank.
         """
         mine = range(self.rank, tiles, self.world_size)
-        rows = [row.to("cpu", torch.float64) for row in self.map(evaluate, mine)]
+        rows = [row.to(device, dtype) for row in self.map(evaluate, mine)]
         if not self.distributed:
             return torch.stack(rows)
         most = -(-tiles // self.world_size)
-        local = torch.zeros(most, width, dtype=torch.float64)
+        local = torch.zeros(most, width, dtype=dtype, device=device)
         for place, row in enumerate(rows):
             local[place] = row
         local = local.to(self._collective_device)
         gathered = [torch.empty_like(local) for _ in range(self.world_size)]
         dist.all_gather(gathered, local)
         # gathered[rank][j] is tile j · world_size + rank
-        return torch.stack(gathered, dim=1).flatten(0, 1)[:tiles].cpu()
+        return torch.stack(gathered, dim=1).flatten(0, 1)[:tiles].to(device)
+
+    def sum_tiles(self, evaluate: Callable[[int], Tensor], tiles: int, width: int) -> Tensor:
+        """Σ evaluate(tile), float32 (width,) on the workers' device, added up in the order of the tiles: a gradient has the
+        same bits on any number of ranks."""
+        rows = self.run_tiles(evaluate, tiles, width, torch.float32, self.device)
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total
 
     @property
     def _collective_device(self) -> torch.device:

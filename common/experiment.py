@@ -63,6 +63,7 @@ class Training:
         self.iteration = 0
         self.seconds = 0.0  # of training, without data, scoring and figures
         self.validation = math.nan
+        self.best: dict | None = None  # with --patience: iteration, validation and parameters of the best score so far
 
     # What a stub gives
 
@@ -98,6 +99,27 @@ class Training:
         """What theta_sha256 is the hash of: the adapter, or what a stub trains in its place."""
         return self.u_Nr, self.v_Nr
 
+    @staticmethod
+    def role(config) -> str | None:
+        """What a result stands for in its problem: "floor", "ceiling", "reference" (a bar outside the comparison), or None
+        for a method that is held against them."""
+        return None
+
+    def states(self, input_TEB: Tensor) -> Tensor:
+        """States of the core as it is now, (T, 128, B) → (N, T, B)."""
+        return self.rollout.states(self.u_Nr, self.v_Nr, self.rollout.drive(input_TEB))
+
+    def core_is_frozen(self) -> bool:
+        """Whether the core is still the problem's reservoir: then its ridge readout is fitted once."""
+        return not (self.u_Nr.any() and self.v_Nr.any())
+
+    def control(self) -> Callable[[Tensor], Tensor] | None:
+        """States of the control beside the trained core: an adapter of the same size and singular values whose directions
+        mean nothing, U with its rows in random order. None where there is no adapter to shuffle."""
+        order_N = permutation(self.config.seed, Purpose.CONTROL, len(self.u_Nr)).to(self.workers.device)
+        u_Nr = self.u_Nr[order_N]
+        return lambda input_TEB: self.rollout.states(u_Nr, self.v_Nr, self.rollout.drive(input_TEB))
+
     def progress(self, metrics: dict) -> str:
         """The changing part of the progress line."""
         return f"validation {self.validation:.4f}"
@@ -125,12 +147,35 @@ class Training:
 
     def predict(self, input_TEB: Tensor) -> Tensor:
         """ẑ of frames 2 … T+1, (T, 128, B) → (T, 128, B)."""
-        return self.decoder.predict(self.rollout, self.u_Nr, self.v_Nr, input_TEB)
+        return self.decoder.predict(self.states(input_TEB))
 
     def validate(self) -> None:
         """Score on the validation set, and remember the showcase predictions of this iteration for the GIF."""
         self.validation = self.score("validation").mse
         self.showcase.add(self.iteration, self.predict(self.showcase.input_TES))
+        if self.config.patience and (self.best is None or self.validation < self.best["validation"]):
+            kept = [tensor.detach().clone() for tensor in self.parameters()]
+            self.best = {"iteration": self.iteration, "validation": self.validation, "parameters": kept}
+
+    def parameters(self) -> list[Tensor]:
+        """All that predictions depend on and training changes: what early stopping keeps of the best iteration."""
+        return [self.u_Nr, self.v_Nr, self.decoder.linear.weight, self.decoder.linear.bias]
+
+    @property
+    def finished(self) -> bool:
+        """All iterations are done, or --patience scores in a row have brought nothing better."""
+        config = self.config
+        waited = self.iteration - self.best["iteration"] if self.best else 0
+        stalled = config.patience and waited >= config.patience * config.evaluate_every
+        return self.iteration >= config.iterations or bool(stalled)
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """With --patience, go back to the parameters of the best validation score."""
+        if self.best is not None:
+            for tensor, kept in zip(self.parameters(), self.best["parameters"]):
+                tensor.copy_(kept)
+            self.validation = self.best["validation"]
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs; plain types and tensors only."""
@@ -138,6 +183,7 @@ class Training:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "validation": self.validation,
+            "best": self.best,
             "u_Nr": self.u_Nr,
             "v_Nr": self.v_Nr,
             "decoder": self.decoder.state_dict(),
@@ -150,6 +196,7 @@ class Training:
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.iteration, self.seconds, self.validation = state["iteration"], state["seconds"], state["validation"]
+        self.best = state["best"]
         self.u_Nr.copy_(state["u_Nr"])
         self.v_Nr.copy_(state["v_Nr"])
         self.decoder.load_state_dict(state["decoder"])
@@ -274,12 +321,12 @@ def train(training: Training, folder: RunFolder) -> bool:
             dynamic_ncols=True,
         )
         with bar:
-            while training.iteration < config.iterations:
+            while not training.finished:
                 metrics = training.iterate()
-                last = training.iteration == config.iterations
-                if training.iteration % config.evaluate_every == 0 or last:
+                if training.iteration % config.evaluate_every == 0 or training.iteration == config.iterations:
                     training.validate()
                     metrics["validation_mse"] = training.validation
+                last = training.finished
                 log(metrics)
                 bar.set_postfix_str(training.progress(metrics), refresh=False)
                 bar.update()
@@ -290,13 +337,14 @@ def train(training: Training, folder: RunFolder) -> bool:
                     break
     if writer:
         writer.close()
-    return training.iteration == config.iterations
+    return training.finished
 
 
 # --- Report ----------------------------------------------------------------------------------------------------------
 
 
 def _print_score(training: Training) -> None:
+    training.restore_best()
     test, validation = training.score("test"), training.score("validation")
     if training.workers.is_main:
         print(
@@ -309,6 +357,7 @@ def _print_score(training: Training) -> None:
 
 def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -> None:
     """Score the trained model, write figures.npz and results.json, print the headline."""
+    training.restore_best()
     test, validation = training.score("test"), training.score("validation")
     if training.workers.is_main:
         steps = tqdm(total=5, desc="scoring", leave=False)
@@ -338,22 +387,23 @@ def _results(
 ) -> dict:
     """results.json, schema 1 (see SPEC.md)."""
     config, problem, workers, embeddings = training.config, training.problem, training.workers, training.embeddings
-    u_Nr, v_Nr = training.u_Nr, training.v_Nr
+    frozen = Rollout(problem.reservoir(), config.leak, 1.0, workers.device, training.rollout.dtype)
+    none_N1 = torch.zeros(config.hidden_size, 1, device=workers.device)
 
-    def ridge_of(u_Nr: Tensor, v_Nr: Tensor) -> dict[str, Score]:
-        scores = ridge_scores(training.rollout, u_Nr, v_Nr, embeddings, workers.map_on_node)
+    def ridge_of(states: Callable[[Tensor], Tensor]) -> dict[str, Score]:
+        scores, penalty = ridge_scores(states, config.hidden_size, embeddings, workers.map_on_node)
+        penalties.append(penalty)
         steps.update()
         return scores
 
-    start_u_Nr, start_v_Nr = (factor.to(workers.device) for factor in training.start_adapter(config))
-    ridge = {"": ridge_of(u_Nr, v_Nr)}
-    if torch.equal(start_u_Nr, u_Nr) and torch.equal(start_v_Nr, v_Nr):
-        ridge["_at_start"] = ridge["_shuffled"] = ridge[""]
+    penalties: list[float] = []
+    ridge = {"": ridge_of(training.states)}
+    if not training.core_is_frozen():
+        ridge["_at_start"] = ridge_of(lambda input_TEB: frozen.states(none_N1, none_N1, frozen.drive(input_TEB)))
+        if control := training.control():
+            ridge["_shuffled"] = ridge_of(control)
     else:
-        ridge["_at_start"] = ridge_of(start_u_Nr, start_v_Nr)
-        # The control: an adapter of the same size and singular values whose directions mean nothing.
-        order_N = permutation(config.seed, Purpose.CONTROL, len(u_Nr)).to(workers.device)
-        ridge["_shuffled"] = ridge_of(u_Nr[order_N], v_Nr)
+        ridge["_at_start"] = ridge[""]
     results = {
         "schema": SCHEMA,
         "stub": Path(stub_file).resolve().parent.name,
@@ -372,7 +422,10 @@ def _results(
             }
             for split in SCORED
         },
+        "ridge_penalty": penalties[0],
         "iterations": training.iteration,
+        **({"best_iteration": training.best["iteration"]} if training.best else {}),
+        **({"role": role} if (role := training.role(config)) else {}),
         "rollouts": training.rollouts,
         "wallclock_s": training.seconds,
         "theta_sha256": sha256_of_tensors(*training.trained_tensors()),

@@ -53,15 +53,15 @@ class Showcase:
 @torch.no_grad()
 def figure_data(training, test: Score, trivial: dict[str, Score]) -> dict[str, np.ndarray]:
     """The arrays of figures.npz; names end in their axes (S showcase sequences, F frames, T steps, E dimensions, M units)."""
-    show, rollout, embeddings = training.showcase, training.rollout, training.embeddings
+    show, embeddings = training.showcase, training.embeddings
     u_Nr, v_Nr = training.u_Nr.cpu(), training.v_Nr.cpu()
     start_u_Nr, start_v_Nr = training.start_adapter(training.config)
     some = torch.arange(min(HIDDEN_SEQUENCES, embeddings.sizes["test"]))
     input_TEB, _ = inputs_and_targets(embeddings.get("test", some))
-    states_NTB = rollout.states(training.u_Nr, training.v_Nr, rollout.drive(input_TEB)).to("cpu", torch.float32)
+    states_NTB = training.states(input_TEB).to("cpu", torch.float32)
     units = torch.linspace(0, len(u_Nr) - 1, min(HIDDEN_UNITS, len(u_Nr))).long()
     histogram, edges = np.histogram(states_NTB.numpy(), bins=50, range=(-1, 1))
-    weight_NN = rollout.reservoir.to("cpu", torch.float32).dense()
+    weight_NN = training.rollout.reservoir.to("cpu", torch.float32).dense()
     change_NN = u_Nr @ v_Nr.T
 
     def embedding(z_TES: Tensor) -> np.ndarray:

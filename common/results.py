@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FILE = 2_000_000  # bytes
 HISTORY_LINES = 200
 FLOOR, CEILING = "reservoir-readout-only", "moving-mnist-bptt-baseline"
+ROLES = ("floor", "ceiling", "reference")
 TRIVIAL = {"mean": "mean embedding", "copy_last": "copy last frame", "ar1": "AR(1) ridge", "ar3": "AR(3) ridge"}
 
 
@@ -95,6 +96,9 @@ OPTIONAL = {
     "ridge_validation_mse_shuffled": NUMBER,
     "public_test_mse": NUMBER,
     "spectral_radius": NUMBER,
+    "ridge_penalty": NUMBER,
+    "best_iteration": INTEGER,
+    "role": ("one of floor, ceiling, reference", lambda value: value in ROLES),
 }
 for _table in ("trivial_test_mse", "trivial_validation_mse"):
     OPTIONAL |= {_table: TABLE, **{f"{_table}.{name}": TABLE for name in TRIVIAL}}

@@ -123,7 +123,7 @@ class Rollout:
         """Win z_t + b for all steps, hoisted out of the time loop: (T, 128, B) → (T, N, B)."""
         return self.reservoir.input_NE @ z_TEB.to(self.dtype) + self.reservoir.bias_N[:, None]
 
-    def _recurrent(self, h_NC: Tensor) -> Tensor:
+    def recurrent(self, h_NC: Tensor) -> Tensor:
         """W0 h, a new (N, C)."""
         if self.dense_NN is not None:
             return self.dense_NN @ h_NC
@@ -139,7 +139,7 @@ class Rollout:
         x_NC = torch.zeros_like(h_NC)  # before the first step the state is zero, and so are both products
         for step, drive_NDSB in enumerate(drive_TNDSB):
             if step > 0:
-                x_NC = self._recurrent(h_NC)
+                x_NC = self.recurrent(h_NC)
                 adapter.add_to(x_NC, h_NC)
             x_NC.unflatten(1, columns).add_(drive_NDSB)
             h_NC.lerp_(x_NC.tanh_(), self.leak)  # (1 − α) h + α tanh(·)

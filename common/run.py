@@ -121,6 +121,9 @@ class RunSettings:
     )
     checkpoint_every: int = setting(50, "iterations between checkpoints", least=1, changes_result=False)
     evaluate_every: int = setting(10, "iterations between scores on the validation set", least=1)
+    patience: int = setting(
+        0, "stop after so many scores in a row without a better one, and keep the best parameters; 0: never", least=0
+    )
     tensorboard: bool = setting(False, "also write TensorBoard events into the run folder", changes_result=False)
 
 

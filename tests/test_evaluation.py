@@ -104,7 +104,9 @@ def test_ridge_score_is_a_least_squares_readout_of_the_states(network, monkeypat
     rollout, u, v, _ = network
     monkeypatch.setattr(evaluation, "PENALTIES", (1e-3,))
     embeddings = MadeUpEmbeddings(train=100, validation=10, test=70)
-    got = evaluation.ridge_scores(rollout, u, v, embeddings, map)
+    states = lambda input_TEB: rollout.states(u, v, rollout.drive(input_TEB))  # noqa: E731
+    got, penalty = evaluation.ridge_scores(states, rollout.size, embeddings, map)
+    assert penalty == 1e-3
 
     def rows(split):
         states = plain_states(rollout, u, v, embeddings.stored[split]).flatten(0, 1).numpy()
@@ -124,12 +126,12 @@ def test_ridge_score_is_a_least_squares_readout_of_the_states(network, monkeypat
 def test_ridge_chooses_its_penalty_on_validation():
     seen = []
 
-    def error(weights):
-        seen.append(weights)
-        return abs(len(seen) - 3)  # the third candidate is the best
+    def errors(candidates):
+        seen.extend(candidates)
+        return [abs(number - 2) for number in range(len(candidates))]  # the third candidate is the best
 
     products = evaluation.NormalEquations.products(torch.randn(2, 9).double(), torch.randn(EMBEDDING, 9).double())
-    weights, penalty = evaluation.fit_ridge([products], error, 2)
+    weights, penalty = evaluation.fit_ridge([products], errors, 2)
     assert penalty == evaluation.PENALTIES[2] and torch.equal(weights, seen[2])
 
 
