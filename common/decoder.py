@@ -36,15 +36,18 @@ class DecoderTraining:
 
     def step(self, states_NTB: Tensor, target_TEB: Tensor, rate: float) -> float:
         """One Adam step on a minibatch of states (N, T, B) and targets (T, 128, B); returns the loss before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         target_ME = target_TEB.permute(0, 2, 1).flatten(0, 1)
         prediction_ME = self.linear(states_NTB.flatten(1).T.to(torch.float32))
         loss = torch.nn.functional.mse_loss(prediction_ME, target_ME)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.update(torch.autograd.grad(loss, (self.linear.weight, self.linear.bias)), rate)
         return float(loss.detach())
+
+    def update(self, gradients: tuple[Tensor, Tensor], rate: float) -> None:
+        """One Adam step along given gradients of Wout and bout."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.linear.weight.grad, self.linear.bias.grad = gradients
+        self.optimizer.step()
 
     @torch.no_grad()
     def predict(self, states_NTB: Tensor) -> Tensor:

@@ -83,6 +83,22 @@ def score(
     return Score(total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale))
 
 
+def score_predictions(
+    predict: Callable[[Tensor], Tensor], embeddings: Embeddings, split: str, workers: Workers
+) -> Score:
+    """As `score`, for any model: predict takes inputs (T, 128, B) to predictions (T, 128, B)."""
+    tiles = sequence_tiles(embeddings.sizes[split], TILE)
+
+    def evaluate(tile: int) -> Tensor:
+        index_B, valid = tiles[tile]
+        input_TEB, target_TEB = inputs_and_targets(embeddings.get(split, index_B))
+        error_TB = (predict(input_TEB) - target_TEB).square_().sum(dim=1)
+        return error_TB[:, :valid].to(torch.float64).sum(dim=1)
+
+    total_T = workers.run_tiles(evaluate, len(tiles), embeddings.problem.sequence_length).sum(dim=0)
+    return Score(total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale))
+
+
 # --- Ridge -----------------------------------------------------------------------------------------------------------
 
 

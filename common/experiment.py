@@ -125,8 +125,14 @@ class Training:
         return f"validation {self.validation:.4f}"
 
     def reproduces(self, results: dict) -> str:
-        """ "yes", "partial" or "no", by a rule that the stub's docstring states."""
-        raise NotImplementedError
+        """ "yes": training made the core itself better: with a ridge readout it is at least 1 % better than the frozen core
+        with one. "partial": not that, but the model predicts better than every trivial predictor. "no": neither.
+
+        A stub with another claim has a rule of its own."""
+        if results["ridge_test_mse"] < 0.99 * results["ridge_test_mse_at_start"]:
+            return "yes"
+        best_trivial = min(entry["all"] for entry in results["trivial_test_mse"].values())
+        return "partial" if results["test_mse"] < best_trivial else "no"
 
     # What is the same for all
 
@@ -286,7 +292,7 @@ def train(training: Training, folder: RunFolder) -> bool:
 
     def save() -> None:
         # Every rank forms its own update: before it is saved, make sure that they are still the same.
-        trained = sha256_of_tensors(training.u_Nr, training.v_Nr, training.decoder.linear.weight)
+        trained = sha256_of_tensors(*training.parameters())
         workers.require_equal(trained, f"parameters after iteration {training.iteration}")
         if workers.is_main:
             folder.save(training.state_dict())

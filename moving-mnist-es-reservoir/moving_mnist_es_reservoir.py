@@ -312,16 +312,6 @@ class Training(experiment.Training):
         self.optimizer.load_state_dict(state["optimizer"])
         self.sigma.load_state_dict(state["sigma"])
 
-    # Evaluation
-
-    def reproduces(self, results: dict) -> str:
-        """ "yes": ES made the core itself better: with a ridge readout it is at least 1 % better than the frozen core with
-        one. "partial": not that, but the model predicts better than every trivial predictor. "no": neither."""
-        if results["ridge_test_mse"] < 0.99 * results["ridge_test_mse_at_start"]:
-            return "yes"
-        best_trivial = min(entry["all"] for entry in results["trivial_test_mse"].values())
-        return "partial" if results["test_mse"] < best_trivial else "no"
-
     @staticmethod
     def costs(config: Config, problem: Problem, workers: Workers) -> list[str]:
         """What a run will cost, from one tile of the population timed here on made-up input."""

@@ -4,7 +4,7 @@
 
 Two rounds. A grid over leak, gain and input scale, each setting with a ridge readout fitted on --train-sequences; then the
 best --finalists of the brief's range (α from 0.2 to 0.5) and as many of all leaks, fitted on --final-sequences. The file
-is written after every setting, and a sweep that was stopped goes on where it was. Without a GPU: about 25 minutes on two
+is written after every setting, and a sweep that was stopped goes on where it was. Without a GPU: about 15 minutes on two
 CPU cores.
 
 The winner of the brief's range is the default of every experiment, and that of all leaks the preset `free-leak`.
@@ -32,8 +32,8 @@ from common.run import environment, source
 HERE = Path(__file__).resolve().parent
 LEAKS = (0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)
 BRIEF_LEAKS = (0.2, 0.5)  # "e.g., 0.2–0.5"
-GAINS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2)
-INPUT_SCALES = (0.02, 0.03, 0.04, 0.05, 0.07)
+GAINS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+INPUT_SCALES = (0.02, 0.03, 0.04, 0.05)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

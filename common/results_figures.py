@@ -1,0 +1,273 @@
+"""The figures of RESULTS.md: where every experiment stands between floor and ceiling, and what it took to get there.
+
+Drawn from the committed results and histories alone, by `make results`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from common.figures import (
+    BLACK,
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PREDICTORS,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Reference,
+    draw_references,
+    headed_figure,
+    label_right,
+    read_history,
+    spread,
+    style,
+)
+from common.files import write_atomically
+from common.results import (
+    FIGURES,
+    OUTSIDE,
+    Group,
+    Scale,
+    agreed,
+    drawn_from,
+    groups_of,
+    hardware,
+    percent,
+    problem_title,
+    run_name,
+    scale_of,
+)
+
+COLOURS = {"floor": GREEN, "ceiling": BLUE, "reference": BLACK}
+METHOD_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
+DASHES = ((), (4, 1.6), (1.2, 1.2), (6, 1.5, 1.2, 1.5))  # of the first, second … group of one colour
+SCALES = {"test_mse": "test MSE, its own decoder", "ridge_test_mse": "test MSE, ridge refit on its final states"}
+MINUTE, HOUR, DAY = 60, 3600, 86400
+TIMES = {1: "1 s", 10: "10 s", MINUTE: "1 min", 10 * MINUTE: "10 min", HOUR: "1 h", 10 * HOUR: "10 h", 4 * DAY: "4 d"}
+
+
+def draw(root: Path, name: str, results: list[dict]) -> Path:
+    """Draw one figure of `results.figures_of` to root/name; it carries the digest of what it was drawn from."""
+    kind = next(kind for kind in FIGURES if Path(name).name.startswith(kind))
+    inputs = drawn_from(results, root)
+    with style():
+        figure = {"floor-to-ceiling": floor_to_ceiling, "mse-against-cost": mse_against_cost}[kind](results, root)
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        metadata = {"Software": None, "Inputs": inputs}
+        write_atomically(path, lambda to: figure.savefig(to, format="png", dpi=DPI, metadata=metadata))
+    return path
+
+
+def looks(groups: Sequence[Group]) -> dict[Group, tuple[str, tuple]]:
+    """Colour and dashes of every group: a colour for each stub (floors, ceilings and references have theirs)."""
+    methods = sorted({group.stub for group in groups if group.role is None})
+    found, used = {}, {}
+    for group in sorted(groups, key=lambda g: (g.stub, g.preset)):
+        colour = COLOURS.get(group.role) or METHOD_COLOURS[methods.index(group.stub) % len(METHOD_COLOURS)]
+        found[group] = colour, DASHES[used.get(colour, 0) % len(DASHES)]
+        used[colour] = used.get(colour, 0) + 1
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. From floor to ceiling
+
+
+def floor_to_ceiling(results: list[dict], root: Path) -> Figure:
+    """Test errors of all groups and trivial predictors, a row each: under their own decoders and under ridge refits."""
+    groups = groups_of(results)
+    trivial = {key: agreed(results, f"trivial_test_mse.{key}.all") for key in PREDICTORS}
+    trivial = dict(sorted(((k, v) for k, v in trivial.items() if v is not None), key=lambda item: item[1]))
+    scales = [scale_of(groups, key) for key in SCALES]
+    subtitle = f"{_of_the_problem(results)}. Lower is better; dots are seeds, diamonds their means."
+    rows = len(groups) + 0.62 * len(trivial)
+    figure = headed_figure(10.5, 2.15 + 0.47 * rows, _headline(groups, scales[0]), subtitle)
+    panels = figure.subplots(1, 2, sharey=True)
+    heights = np.arange(len(groups), dtype=float)
+    trivial_heights = len(groups) + 0.15 + 0.62 * np.arange(len(trivial))
+    limits = _limits(groups, list(trivial.values()))
+    for axes, scale in zip(panels, scales):
+        axes.set_xlim(limits)
+        axes.set_ylim([*heights, *trivial_heights][-1] + 0.6, -0.6)
+        axes.set_xlabel(SCALES[scale.key])
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        _draw_scale(axes, scale)
+        for height, group in zip(heights, groups):
+            axes.axhline(height, color=PALE, lw=0.6, zorder=0.5)
+            _draw_seeds(axes, height, group.values(scale.key), looks(groups)[group][0])
+        for height, value in zip(trivial_heights, trivial.values()):
+            _draw_seeds(axes, height, [value], GREY)
+    panels[0].set_yticks([*heights, *trivial_heights], [""] * (len(groups) + len(trivial)))
+    for height, group in zip(heights, groups):
+        _name_row(panels[0], height, group, looks(groups)[group][0])
+    for height, key in zip(trivial_heights, trivial):
+        _row_text(panels[0], height, PREDICTORS[key][0], color=GREY, fontsize=9, va="center")
+    return figure
+
+
+def _of_the_problem(results: list[dict]) -> str:
+    problem = results[0]["problem"]
+    leak = [f"leak {problem['leak']}"] if "leak" in problem else []
+    return ", ".join([problem_title(problem), *leak, f"problem {results[0]['problem_id']}"])
+
+
+def _headline(groups: Sequence[Group], scale: Scale) -> str:
+    methods = [group for group in groups if group.role is None]
+    if not methods or not scale.length:
+        return "Test error of every experiment"
+    best = methods[0]
+    return f"{best.stub} closes {percent(scale.gap_closed(best))} of the gap between a frozen reservoir and backpropagation"
+
+
+def _limits(groups: Sequence[Group], trivial: Sequence[float]) -> tuple[float, float]:
+    """Limits of the error axis: they hold all groups better than the mean predictor, and trivial predictors not far off."""
+    values = [value for group in groups for key in SCALES for value in group.values(key)]
+    inside = [value for value in values if value <= max(trivial, default=value)] or values
+    low, high = min(inside), max(inside)
+    high = max([high, *(value for value in trivial if value <= high + 0.75 * (high - low))])
+    span = high - low or 0.05 * high
+    return low - 0.07 * span, high + 0.3 * span  # on the right there is room for numbers
+
+
+def _draw_seeds(axes: Axes, height: float, values: Sequence[float], colour: str) -> None:
+    """Dots, a diamond at their mean and its number; an arrow at the edge where the mean is off the axis."""
+    mean, (low, high) = float(np.mean(values)), axes.get_xlim()
+    words = {"fontsize": 8.5, "color": colour if colour != GREY else INK, "va": "center_baseline"}
+    if mean > high - 0.12 * (high - low):
+        axes.plot(high, height, marker=">", ms=6, color=colour, clip_on=False, ls="none")
+        axes.annotate(f"{mean:.4f}", (high, height), (-9, 0), textcoords="offset points", ha="right", **words)
+        return
+    if len(values) > 1:
+        axes.plot(values, [height] * len(values), "o", ms=5, color=colour, alpha=0.4, mew=0, zorder=3)
+    axes.plot(mean, height, "D", ms=6, color=colour, mec="white", mew=0.8, zorder=4)
+    rightmost = max(mean, *values)
+    axes.annotate(f"{mean:.4f}", (min(rightmost, high), height), (9, 0), textcoords="offset points", **words)
+
+
+def _draw_scale(axes: Axes, scale: Scale) -> None:
+    """Vertical lines at floor and ceiling, their names above the axes, and the gap between them shaded."""
+    ends = [(role, getattr(scale, role)) for role in ("ceiling", "floor")]
+    ends = [(role, group.mean(scale.key)) for role, group in ends if group]
+    for role, value in ends:
+        axes.axvline(value, color=COLOURS[role], lw=1.4, dashes=(5, 2), zorder=1.5)
+    if scale.length:
+        axes.axvspan(*(value for _, value in ends), color="#F4F6F8", zorder=0)
+    low, high = axes.get_xlim()
+    places = [(value - low) / (high - low) for _, value in ends]
+    for (role, value), place in zip(ends, spread(places, 0.24, 0.1, 0.9)):
+        axes.text(
+            place, 1.01, f"{role}\n{value:.4f}", transform=axes.transAxes, color=COLOURS[role], fontsize=9, ha="center",
+            va="bottom", linespacing=1.15,
+        )  # fmt: skip
+
+
+def _name_row(axes: Axes, height: float, group: Group, colour: str) -> None:
+    """The stub's name over its preset, data and number of seeds, left of the axes."""
+    parts = [group.preset, f"{len(group.seeds)} seed{'s' * (len(group.seeds) > 1)}"]
+    if group.train_sequences:
+        parts.insert(1, f"{group.train_sequences:,} sequences")
+    _row_text(axes, height, group.stub + OUTSIDE[group.role], color=colour, fontsize=9.5, offset=1, va="bottom")
+    _row_text(axes, height, " · ".join(parts), color=GREY, fontsize=8.5, offset=-1, va="top")
+
+
+def _row_text(axes: Axes, height: float, text: str, offset: float = 0, **look) -> None:
+    axes.annotate(
+        text,
+        (0, height),
+        (-8, offset),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        **look,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. Error against cost
+
+
+def mse_against_cost(results: list[dict], root: Path) -> Figure:
+    """Validation error over training, against rollouts and against wallclock, a line for each seed of each group."""
+    groups = groups_of(results)
+    machines = "; ".join(dict.fromkeys(map(hardware, results)))
+    subtitle = f"{_of_the_problem(results)}. Wallclock of training on {machines}. Bold: seed 0; pale: other seeds."
+    figure = headed_figure(10.5, 5.4, "Validation error against what it took", subtitle)
+    panels = figure.subplots(1, 2, sharey=True)
+    curves = {group: [_curve(root, result) for result in group.results] for group in groups}
+    scale = scale_of(groups, "test_mse")
+    lines = [
+        Reference(role, group.mean("validation_mse"), COLOURS[role], (1, 1.5), role)
+        for role in ("floor", "ceiling")
+        if (group := getattr(scale, role)) and group.values("validation_mse")
+    ]
+    labels = [(line.value, f"{line.name} {line.value:.4f}", line.colour) for line in lines]
+    for axes, cost in zip(panels, ("rollouts", "wallclock_s")):
+        axes.set_xscale("log")
+        draw_references(axes, lines)
+        for group in reversed(groups):
+            _draw_curves(axes, curves[group], cost, *looks(groups)[group])
+    finals = [curves[group][0]["validation_mse"] for group in groups]
+    panels[0].set_ylim(_curve_limits(finals, [line.value for line in lines]))
+    panels[0].set(xlabel="rollouts in training", ylabel="validation MSE (standardised embedding)")
+    panels[1].set(xlabel="wallclock of training")
+    _time_ticks(panels[1])
+    labels += [
+        (final[-1], f"{group.stub} · {group.preset}", looks(groups)[group][0])
+        for group, final in zip(groups, finals)
+        if len(final)
+    ]
+    label_right(panels[1], labels, size=9)
+    return figure
+
+
+def _curve(root: Path, result: dict) -> dict[str, np.ndarray]:
+    """Cost and validation error of the evaluations in a committed history."""
+    history = read_history(root / result["stub"] / "results" / f"{run_name(result)}.history.jsonl")
+    missing = np.full(len(history["iteration"]), np.nan)
+    columns = {key: history.get(key, missing) for key in ("validation_mse", "rollouts", "wallclock_s")}
+    return {key: column[np.isfinite(columns["validation_mse"])] for key, column in columns.items()}
+
+
+def _draw_curves(axes: Axes, curves: Sequence[dict], cost: str, colour: str, dashes: tuple) -> None:
+    """One line a seed, the first bold. What cost nothing yet has no place on a logarithmic axis."""
+    for number, curve in enumerate(curves):
+        shown = curve[cost] > 0
+        x, y = curve[cost][shown], curve["validation_mse"][shown]
+        look = {"lw": 1.9, "zorder": 4} if number == 0 else {"lw": 1.0, "alpha": 0.35, "zorder": 3}
+        axes.plot(x, y, color=colour, ls=(0, dashes) if dashes else "-", **look)
+        if number == 0 and len(x):
+            axes.plot(x[-1], y[-1], "o", ms=5, color=colour, zorder=5)
+
+
+def _curve_limits(finals: Sequence[np.ndarray], lines: Sequence[float]) -> tuple[float, float]:
+    """Limits that show where curves end and how they got there; what is far above, at the start, is cut off."""
+    ends = [*(final[-1] for final in finals if len(final)), *lines]
+    if not ends:
+        return 0.0, 1.0
+    starts = [final[0] for final in finals if len(final)]
+    low, high = min(ends), max(ends)
+    span = max(high - low, 0.02 * high)
+    top = max(high, min(max(starts, default=high), high + 0.8 * span))
+    return low - 0.06 * (top - low), top + 0.04 * (top - low)
+
+
+def _time_ticks(axes: Axes) -> None:
+    """Ticks of a logarithmic axis of seconds in words."""
+    low, high = axes.get_xlim()
+    axes.set_xticks(list(TIMES), list(TIMES.values()))
+    axes.minorticks_off()
+    axes.set_xlim(low, high)
