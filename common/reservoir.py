@@ -56,8 +56,8 @@ def draw_reservoir(
     size: int,
     in_degree: int,
     seed: int,
-    gain: float = 0.9,
-    input_scale: float = 0.05,
+    gain: float = 0.8,
+    input_scale: float = 0.03,
     topology: str = "fixed-in-degree",
     weight_scale: str = "std",
 ) -> Reservoir:

@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input-scales", type=numbers, default=INPUT_SCALES, metavar="A,B,…", help="each > 0")
     parser.add_argument("--train-sequences", type=int, default=2000, help="of the grid's readouts (default: 2000)")
     parser.add_argument("--final-sequences", type=int, default=10_000, help="of the finalists' (default: 10000)")
-    parser.add_argument("--finalists", type=int, default=8, help="settings of each kind in round two (default: 8)")
+    parser.add_argument("--finalists", type=int, default=12, help="settings of each kind in round two (default: 12)")
     parser.add_argument("--hidden-size", type=int, default=2000, help="N (default: 2000)")
     parser.add_argument("--validation-sequences", type=int, default=1000, help="default: 1000")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -17,7 +17,7 @@ from common.rollout import Rollout
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-STUB = Path(__file__).resolve().parents[1] / "moving-mnist-es-reservoir"
+ROOT = Path(__file__).resolve().parents[1]
 SIZE, RANK, STEPS, BATCH, PAIRS = 500, 8, 20, 16, 4
 
 
@@ -58,15 +58,35 @@ def test_embeddings_are_those_of_the_cpu():
     assert torch.allclose(there, Encoder(0).encode(frames), rtol=1e-4, atol=1e-6)
 
 
-def smoke_run(folder: Path, *launcher: str) -> dict:
-    command = [sys.executable, *launcher, "moving_mnist_es_reservoir.py", "--preset", "smoke", "--device", "cuda"]
-    subprocess.run([*command, "--backend", "gloo", "--run-dir", str(folder)], cwd=STUB, check=True, env=os.environ)
+def smoke_run(folder: Path, slug: str, words: list[str], *launcher: str) -> dict:
+    command = [
+        sys.executable,
+        *launcher,
+        f"{slug.replace('-', '_')}.py",
+        "--preset",
+        "smoke",
+        "--device",
+        "cuda",
+        *words,
+    ]
+    subprocess.run(
+        [*command, "--backend", "gloo", "--run-dir", str(folder)], cwd=ROOT / slug, check=True, env=os.environ
+    )
     return json.loads((folder / "results.json").read_text())
 
 
-def test_one_run_on_a_gpu_repeats_itself_and_two_ranks_may_share_it(tmp_path):
-    plain = smoke_run(tmp_path / "plain")
-    again = smoke_run(tmp_path / "again")
-    two = smoke_run(tmp_path / "two", "-m", "torch.distributed.run", "--nproc_per_node=2")
+@pytest.mark.parametrize(
+    ("slug", "words"),
+    [
+        ("moving-mnist-es-reservoir", []),
+        ("moving-mnist-bptt-baseline", ["--batch-size", "150"]),  # three tiles, the last one padded
+        ("moving-mnist-bptt-baseline", ["--core", "gru", "--batch-size", "150"]),
+        ("reservoir-readout-only", []),
+    ],
+)
+def test_one_run_on_a_gpu_repeats_itself_and_two_ranks_may_share_it(tmp_path, slug, words):
+    plain = smoke_run(tmp_path / "plain", slug, words)
+    again = smoke_run(tmp_path / "again", slug, words)
+    two = smoke_run(tmp_path / "two", slug, words, "-m", "torch.distributed.run", "--nproc_per_node=2")
     assert plain["environment"]["device"] == "cuda"
     assert plain["theta_sha256"] == again["theta_sha256"] == two["theta_sha256"]
