@@ -1,6 +1,6 @@
-"""The catalog's command line: committed result files become RESULTS.md, and the contract of SPEC.md is checked.
+"""The catalog's command line: committed results become RESULTS.md and its figures, the contract of SPEC.md is checked.
 
-    python -m common.catalog results [--check]   write RESULTS.md (or say whether the one on disk is stale)
+    python -m common.catalog results [--check]   write RESULTS.md and its figures (or name those on disk that are stale)
     python -m common.catalog check [STUB ...]    print every breach of the contract that a machine can see
     python -m common.catalog publish RUN_DIR     copy what is worth keeping of a finished run to <stub>/results/
     python -m common.catalog figures [STUB ...]  redraw the committed figures and GIFs from committed results
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from common.contract import check
 from common.errors import BadInput, Parser, run_main
-from common.results import ROOT, module_of, publish, results_are_stale, stubs, write_results
+from common.results import ROOT, module_of, publish, stale_files, stubs, write_results
 from common.scaffold import draw_figures, new
 
 
 def _results(arguments: argparse.Namespace, root: Path) -> list[str]:
     if arguments.check:
-        return ["RESULTS.md is stale: run `make results`"] if results_are_stale(root) else []
-    write_results(root)
+        return [f"{name} is stale: run `make results`" for name in stale_files(root)]
+    write_results(root, redraw=True)
     return []
 
 
@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         command.set_defaults(run=run)
         return command
 
-    command = add("results", _results, "write RESULTS.md from the committed results")
-    command.add_argument("--check", action="store_true", help="write nothing; exit code 1 where RESULTS.md is stale")
+    command = add("results", _results, "write RESULTS.md and its figures from the committed results")
+    command.add_argument("--check", action="store_true", help="write nothing; exit code 1 where one of them is stale")
     command = add("check", _check, "check the contract of SPEC.md")
     command.add_argument("stub", nargs="*", help="only these (default: the whole repository)")
     command = add("publish", _publish, "copy a finished run to its stub's results/")

@@ -23,8 +23,8 @@ from common.results import (
     changed_settings,
     load_results,
     module_of,
-    results_are_stale,
     run_name,
+    stale_files,
     stubs,
 )
 
@@ -365,12 +365,12 @@ def check_stub_commands(root: Path, slug: str) -> list[str]:
 
 
 def check_repository(root: Path) -> list[str]:
-    """Problems of what lies outside the stubs: dependency direction, sizes, README.md, freshness of RESULTS.md."""
+    """Problems of what lies outside the stubs: dependency direction, sizes, README.md, freshness of RESULTS.md and its figures."""
     problems = check_common(root) + check_sizes(root) + check_commands(root, root / "README.md")
     for name in ("README.md", "SPEC.md", "RESULTS.md"):
         problems += check_links(root, root / name) if (root / name).is_file() else [f"{name} is missing"]
     try:
-        problems += ["RESULTS.md is stale: run `make results`"] if results_are_stale(root) else []
+        problems += [f"{name} is stale: run `make results`" for name in stale_files(root)]
     except BadInput as error:
         problems.append(str(error))
     return problems

@@ -136,15 +136,15 @@ class Training:
 
     # What is the same for all
 
-    def minibatch(self, iteration: int, streams: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (T, 128, S·B), of S streams of an iteration: int64 (S,) ids, B = --batch-size sequences each.
+    def minibatch(self, iteration: int, streams: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (T, 128, S·B), of S streams of an iteration: int64 (S,) ids, B sequences each (default:
+        --batch-size).
 
         Sequences are drawn with replacement; iteration 0 is what comes before the first one.
         """
         config = self.config
-        index_SB = integers(
-            config.seed, Purpose.MINIBATCH, (streams, iteration), config.batch_size, config.train_sequences
-        )
+        batch_size = batch_size or config.batch_size
+        index_SB = integers(config.seed, Purpose.MINIBATCH, (streams, iteration), batch_size, config.train_sequences)
         return inputs_and_targets(self.embeddings.get("train", index_SB.flatten()))
 
     def score(self, split: str) -> Score:

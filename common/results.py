@@ -12,7 +12,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from common.errors import BadInput
@@ -101,6 +100,7 @@ OPTIONAL = {
     "spectral_radius": NUMBER,
     "ridge_penalty": NUMBER,
     "best_iteration": INTEGER,
+    "config.train_sequences": INTEGER,
     "role": ("one of floor, ceiling, reference", lambda value: value in ROLES),
 }
 for _table in ("trivial_test_mse", "trivial_validation_mse"):
@@ -263,7 +263,7 @@ class Group:
     def train_sequences(self) -> int | None:
         return self.results[0]["config"].get("train_sequences")
 
-    @cached_property
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(r["seed"] for r in self.results)
 
@@ -687,9 +687,14 @@ FIGURES = ("floor-to-ceiling", "mse-against-cost")
 
 
 def figures_of(results: list[dict]) -> dict[str, list[dict]]:
-    """Path under the root → the results that the figure is drawn from: two figures a problem, none for smoke runs."""
-    problems = [p for p in problems_of(results) if not _only_smoke(p)]
-    return {_figure(kind, p, problems[0]): p for p in problems for kind in FIGURES}
+    """Path under the root → the results that the figure is drawn from."""
+    main, *others = problems_of(results) or [[]]
+    return {_figure(kind, p, main): p for p in (main, *others) if _has_figures(p) for kind in FIGURES}
+
+
+def _has_figures(results: list[dict]) -> bool:
+    """Smoke runs are not drawn, nor is a problem with fewer than two rows to compare."""
+    return not _only_smoke(results) and len(groups_of(results)) > 1
 
 
 def _figure(kind: str, results: list[dict], main: list[dict]) -> str:
@@ -698,7 +703,7 @@ def _figure(kind: str, results: list[dict], main: list[dict]) -> str:
 
 def _shown(results: list[dict], main: list[dict]) -> list[str]:
     """Markdown of a problem's figures, each with a text for those who cannot see it."""
-    if _only_smoke(results):
+    if not _has_figures(results):
         return []
     groups = groups_of(results)
     rows = [

@@ -3,12 +3,13 @@
 Drawn from the committed results and histories alone, by `make results`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from common.figures import (
@@ -42,7 +43,6 @@ from common.results import (
     drawn_from,
     groups_of,
     hardware,
-    percent,
     problem_title,
     run_name,
     scale_of,
@@ -50,10 +50,13 @@ from common.results import (
 
 COLOURS = {"floor": GREEN, "ceiling": BLUE, "reference": BLACK}
 METHOD_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps a number legible where a line runs through it
 DASHES = ((), (4, 1.6), (1.2, 1.2), (6, 1.5, 1.2, 1.5))  # of the first, second … group of one colour
 SCALES = {"test_mse": "test MSE, its own decoder", "ridge_test_mse": "test MSE, ridge refit on its final states"}
 MINUTE, HOUR, DAY = 60, 3600, 86400
+BETWEEN = {3: "3 s", 30: "30 s", 3 * MINUTE: "3 min", 30 * MINUTE: "30 min", 3 * HOUR: "3 h", DAY: "1 d"}
 TIMES = {1: "1 s", 10: "10 s", MINUTE: "1 min", 10 * MINUTE: "10 min", HOUR: "1 h", 10 * HOUR: "10 h", 4 * DAY: "4 d"}
+TIMES = dict(sorted((TIMES | BETWEEN).items()))  # those in BETWEEN are for short axes
 
 
 def draw(root: Path, name: str, results: list[dict]) -> Path:
@@ -90,13 +93,15 @@ def floor_to_ceiling(results: list[dict], root: Path) -> Figure:
     trivial = {key: agreed(results, f"trivial_test_mse.{key}.all") for key in PREDICTORS}
     trivial = dict(sorted(((k, v) for k, v in trivial.items() if v is not None), key=lambda item: item[1]))
     scales = [scale_of(groups, key) for key in SCALES]
-    subtitle = f"{_of_the_problem(results)}. Lower is better; dots are seeds, diamonds their means."
+    whole = scales[0].length is not None
+    title = "Where every experiment stands between floor and ceiling" if whole else "Test error of every experiment"
+    subtitle = f"{_of_the_problem(results)}. Lower is better. Diamonds: means; dots below: the seeds."
     rows = len(groups) + 0.62 * len(trivial)
-    figure = headed_figure(10.5, 2.15 + 0.47 * rows, _headline(groups, scales[0]), subtitle)
+    figure = headed_figure(10.5, 1.95 + 0.47 * rows, title, subtitle)
     panels = figure.subplots(1, 2, sharey=True)
     heights = np.arange(len(groups), dtype=float)
     trivial_heights = len(groups) + 0.15 + 0.62 * np.arange(len(trivial))
-    limits = _limits(groups, list(trivial.values()))
+    limits, look = _limits(groups, trivial), looks(groups)
     for axes, scale in zip(panels, scales):
         axes.set_xlim(limits)
         axes.set_ylim([*heights, *trivial_heights][-1] + 0.6, -0.6)
@@ -108,12 +113,12 @@ def floor_to_ceiling(results: list[dict], root: Path) -> Figure:
         _draw_scale(axes, scale)
         for height, group in zip(heights, groups):
             axes.axhline(height, color=PALE, lw=0.6, zorder=0.5)
-            _draw_seeds(axes, height, group.values(scale.key), looks(groups)[group][0])
+            _draw_seeds(axes, height, group.values(scale.key), look[group][0])
         for height, value in zip(trivial_heights, trivial.values()):
             _draw_seeds(axes, height, [value], GREY)
     panels[0].set_yticks([*heights, *trivial_heights], [""] * (len(groups) + len(trivial)))
     for height, group in zip(heights, groups):
-        _name_row(panels[0], height, group, looks(groups)[group][0])
+        _name_row(panels[0], height, group, look[group][0])
     for height, key in zip(trivial_heights, trivial):
         _row_text(panels[0], height, PREDICTORS[key][0], color=GREY, fontsize=9, va="center")
     return figure
@@ -125,20 +130,12 @@ def _of_the_problem(results: list[dict]) -> str:
     return ", ".join([problem_title(problem), *leak, f"problem {results[0]['problem_id']}"])
 
 
-def _headline(groups: Sequence[Group], scale: Scale) -> str:
-    methods = [group for group in groups if group.role is None]
-    if not methods or not scale.length:
-        return "Test error of every experiment"
-    best = methods[0]
-    return f"{best.stub} closes {percent(scale.gap_closed(best))} of the gap between a frozen reservoir and backpropagation"
-
-
-def _limits(groups: Sequence[Group], trivial: Sequence[float]) -> tuple[float, float]:
+def _limits(groups: Sequence[Group], trivial: Mapping[str, float]) -> tuple[float, float]:
     """Limits of the error axis: they hold all groups better than the mean predictor, and trivial predictors not far off."""
     values = [value for group in groups for key in SCALES for value in group.values(key)]
-    inside = [value for value in values if value <= max(trivial, default=value)] or values
+    inside = [value for value in values if value <= trivial.get("mean", value)] or values
     low, high = min(inside), max(inside)
-    high = max([high, *(value for value in trivial if value <= high + 0.75 * (high - low))])
+    high = max([high, *(value for value in trivial.values() if value <= high + 0.75 * (high - low))])
     span = high - low or 0.05 * high
     return low - 0.07 * span, high + 0.3 * span  # on the right there is room for numbers
 
@@ -146,16 +143,15 @@ def _limits(groups: Sequence[Group], trivial: Sequence[float]) -> tuple[float, f
 def _draw_seeds(axes: Axes, height: float, values: Sequence[float], colour: str) -> None:
     """Dots, a diamond at their mean and its number; an arrow at the edge where the mean is off the axis."""
     mean, (low, high) = float(np.mean(values)), axes.get_xlim()
-    words = {"fontsize": 8.5, "color": colour if colour != GREY else INK, "va": "center_baseline"}
+    words = {"fontsize": 9, "color": colour if colour != GREY else INK, "va": "center_baseline", "path_effects": HALO}
     if mean > high - 0.12 * (high - low):
         axes.plot(high, height, marker=">", ms=6, color=colour, clip_on=False, ls="none")
         axes.annotate(f"{mean:.4f}", (high, height), (-9, 0), textcoords="offset points", ha="right", **words)
         return
     if len(values) > 1:
-        axes.plot(values, [height] * len(values), "o", ms=5, color=colour, alpha=0.4, mew=0, zorder=3)
-    axes.plot(mean, height, "D", ms=6, color=colour, mec="white", mew=0.8, zorder=4)
-    rightmost = max(mean, *values)
-    axes.annotate(f"{mean:.4f}", (min(rightmost, high), height), (9, 0), textcoords="offset points", **words)
+        axes.plot(values, [height + 0.27] * len(values), "o", ms=4, color=colour, alpha=0.45, mew=0, zorder=3)
+    axes.plot(mean, height, "D", ms=6.5, color=colour, mec="white", mew=0.8, zorder=4)
+    axes.annotate(f"{mean:.4f}", (mean, height), (9, 0), textcoords="offset points", zorder=5, **words)
 
 
 def _draw_scale(axes: Axes, scale: Scale) -> None:
@@ -168,11 +164,9 @@ def _draw_scale(axes: Axes, scale: Scale) -> None:
         axes.axvspan(*(value for _, value in ends), color="#F4F6F8", zorder=0)
     low, high = axes.get_xlim()
     places = [(value - low) / (high - low) for _, value in ends]
-    for (role, value), place in zip(ends, spread(places, 0.24, 0.1, 0.9)):
-        axes.text(
-            place, 1.01, f"{role}\n{value:.4f}", transform=axes.transAxes, color=COLOURS[role], fontsize=9, ha="center",
-            va="bottom", linespacing=1.15,
-        )  # fmt: skip
+    for (role, value), place in zip(ends, spread(places, 0.33, 0.15, 0.85)):
+        words = {"color": COLOURS[role], "fontsize": 9.5, "ha": "center", "va": "baseline"}
+        axes.text(place, 1.015, f"{role} {value:.4f}", transform=axes.transAxes, **words)
 
 
 def _name_row(axes: Axes, height: float, group: Group, colour: str) -> None:
@@ -204,8 +198,8 @@ def mse_against_cost(results: list[dict], root: Path) -> Figure:
     """Validation error over training, against rollouts and against wallclock, a line for each seed of each group."""
     groups = groups_of(results)
     machines = "; ".join(dict.fromkeys(map(hardware, results)))
-    subtitle = f"{_of_the_problem(results)}. Wallclock of training on {machines}. Bold: seed 0; pale: other seeds."
-    figure = headed_figure(10.5, 5.4, "Validation error against what it took", subtitle)
+    subtitle = f"{_of_the_problem(results)}. Bold: seed 0; pale: other seeds.\nTrained on {machines}"
+    figure = headed_figure(10.5, 5.6, "Validation error against what it took", subtitle)
     panels = figure.subplots(1, 2, sharey=True)
     curves = {group: [_curve(root, result) for result in group.results] for group in groups}
     scale = scale_of(groups, "test_mse")
@@ -214,22 +208,29 @@ def mse_against_cost(results: list[dict], root: Path) -> Figure:
         for role in ("floor", "ceiling")
         if (group := getattr(scale, role)) and group.values("validation_mse")
     ]
-    labels = [(line.value, f"{line.name} {line.value:.4f}", line.colour) for line in lines]
+    look = looks(groups)
     for axes, cost in zip(panels, ("rollouts", "wallclock_s")):
         axes.set_xscale("log")
         draw_references(axes, lines)
         for group in reversed(groups):
-            _draw_curves(axes, curves[group], cost, *looks(groups)[group])
-    finals = [curves[group][0]["validation_mse"] for group in groups]
-    panels[0].set_ylim(_curve_limits(finals, [line.value for line in lines]))
+            _draw_curves(axes, curves[group], cost, *look[group])
+    mean = agreed(results, "trivial_validation_mse.mean.all")
+    shown = [curve["validation_mse"] for seeds in curves.values() for curve in seeds]
+    panels[0].set_ylim(_curve_limits([y for y in shown if len(y)], [line.value for line in lines], mean))
     panels[0].set(xlabel="rollouts in training", ylabel="validation MSE (standardised embedding)")
     panels[1].set(xlabel="wallclock of training")
     _time_ticks(panels[1])
-    labels += [
-        (final[-1], f"{group.stub} · {group.preset}", looks(groups)[group][0])
-        for group, final in zip(groups, finals)
-        if len(final)
-    ]
+    figure.align_xlabels(panels)
+    for line in lines:
+        above = line.name == "floor"  # and the ceiling's name is below: so they never touch
+        words = {"color": line.colour, "fontsize": 9.5, "va": "bottom" if above else "top", "path_effects": HALO}
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "zorder": 6}
+        panels[0].annotate(f"{line.name} {line.value:.4f}", (0, line.value), (4, 2 if above else -3), **place, **words)
+    top, labels = panels[0].get_ylim()[1], []
+    for group in groups:
+        for end in curves[group][0]["validation_mse"][-1:].tolist():
+            mark = " ↑" if end > top else ""
+            labels.append((end, f"{group.stub} · {group.preset}{mark}", look[group][0]))
     label_right(panels[1], labels, size=9)
     return figure
 
@@ -253,21 +254,25 @@ def _draw_curves(axes: Axes, curves: Sequence[dict], cost: str, colour: str, das
             axes.plot(x[-1], y[-1], "o", ms=5, color=colour, zorder=5)
 
 
-def _curve_limits(finals: Sequence[np.ndarray], lines: Sequence[float]) -> tuple[float, float]:
-    """Limits that show where curves end and how they got there; what is far above, at the start, is cut off."""
-    ends = [*(final[-1] for final in finals if len(final)), *lines]
+def _curve_limits(curves: Sequence[np.ndarray], lines: Sequence[float], worst: float | None) -> tuple[float, float]:
+    """Limits that show where curves end and how they got there.
+
+    Cut off are the far higher beginnings, and curves that end above `worst`, what the mean predictor scores.
+    """
+    ends = [*(y[-1] for y in curves), *lines]
+    ends = [end for end in ends if worst is None or end <= worst] or ends
     if not ends:
         return 0.0, 1.0
-    starts = [final[0] for final in finals if len(final)]
     low, high = min(ends), max(ends)
-    span = max(high - low, 0.02 * high)
-    top = max(high, min(max(starts, default=high), high + 0.8 * span))
-    return low - 0.06 * (top - low), top + 0.04 * (top - low)
+    top = max(high, min(max((y[0] for y in curves), default=high), high + 0.65 * max(high - low, 0.02 * high)))
+    margin = (top - low) or 0.02 * high
+    return low - 0.1 * margin, top + 0.04 * margin
 
 
 def _time_ticks(axes: Axes) -> None:
     """Ticks of a logarithmic axis of seconds in words."""
     low, high = axes.get_xlim()
-    axes.set_xticks(list(TIMES), list(TIMES.values()))
+    ticks = [time for time in TIMES if high < 100 * low or time not in BETWEEN]
+    axes.set_xticks(ticks, [TIMES[time] for time in ticks])
     axes.minorticks_off()
     axes.set_xlim(low, high)

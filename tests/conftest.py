@@ -29,7 +29,7 @@ PATIENCE_S = 120  # for a process that is expected to end or to get somewhere; a
 # equal shares.
 SMALL = {
     "preset": "smoke", "hidden-size": 48, "rank": 2, "in-degree": 4, "sequence-length": 3, "train-sequences": 64,
-    "validation-sequences": 16, "test-sequences": 16, "iterations": 4, "population-pairs": 9, "decoder-warmup": 10,
+    "validation-sequences": 16, "test-sequences": 16, "iterations": 4, "population-pairs": 9, "decoder-warmup": 10, "decoder-batch-size": 8,
     "learning-rate": 0.01, "evaluate-every": 2, "checkpoint-every": 1,
 }  # fmt: skip
 LONG = {"iterations": 120, "evaluate_every": 5, "checkpoint_every": 10}  # a second or two, to be interrupted

@@ -59,8 +59,8 @@ def nothing_written(tmp_path, monkeypatch):
 # --- Values ----------------------------------------------------------------------------------------------------------
 
 POSITIVE_INTEGERS = """hidden-size rank in-degree population-pairs batch-size sequence-length iterations train-sequences
-    validation-sequences test-sequences decoder-steps checkpoint-every evaluate-every""".split()
-INTEGERS_FROM_ZERO = "seed data-seed encoder-seed reservoir-seed threads decoder-warmup".split()
+    validation-sequences test-sequences decoder-steps decoder-batch-size checkpoint-every evaluate-every""".split()
+INTEGERS_FROM_ZERO = "seed data-seed encoder-seed reservoir-seed threads decoder-warmup patience".split()
 POSITIVE_NUMBERS = """sigma sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
     failure-loss""".split()
 NO_INTEGER = ("x", "", "1.5", "1e3", "nan", "inf", "-inf", "-1", "-3.5", "-1e3")
