@@ -296,7 +296,7 @@ def groups_of(results: list[dict]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Scale:
-    """From the floor to the ceiling of a problem, under one kind of error: of each role, the group of lowest mean error."""
+    """From floor to ceiling of a problem under one kind of error: of each role, the group of lowest mean error."""
 
     key: str  # "test_mse" under the model's own decoder, "ridge_test_mse" under refitted ones
     floor: Group | None
@@ -366,7 +366,7 @@ def paired_difference(group: Group, other: Group, key: str) -> Difference:
 
 
 def problems_of(results: list[dict]) -> list[list[dict]]:
-    """Results by problem: the main problem (most results) first, those of smoke runs, which only test the code, last."""
+    """Results by problem: the main problem (most results) first, smoke runs, which only test the code, last."""
     problems = defaultdict(list)
     for result in sorted(results, key=_place):
         problems[result["problem_id"]].append(result)
@@ -393,17 +393,17 @@ Errors are standardised mean squared errors on the problem's test sequences: 1.0
 scores, lower is better. They are given as mean ± sample standard deviation over seeds. Errors compare only within one
 problem: same data, encoder, reservoir and test set (the same `problem_id`).
 
-**Floor and ceiling.** A floor is a frozen reservoir of which only the readout is trained; a ceiling trains the adapter by
-backpropagation through time; a reference is a bar outside the comparison. *Gap closed* is 0 % at the best floor and 100 % at
-the best ceiling, on two scales. Under *test MSE* every model is scored with its own decoder, trained by Adam. Under *ridge
-refit* the decoder of every model is replaced by a ridge regression on its final states, in float64, fitted on all training
-sequences of the run (50,000 at most), its penalty chosen on validation: this compares cores, whatever their decoders. Rows
-with other numbers of training sequences differ in it, too.
+**Floor and ceiling.** A floor is a frozen reservoir of which only the readout is trained; a ceiling trains the
+adapter by backpropagation through time; a reference is a bar outside the comparison. *Gap closed* is 0 % at the best
+floor and 100 % at the best ceiling, on two scales. Under *test MSE* every model is scored with its own decoder,
+trained by Adam. Under *ridge refit* the decoder of every model is replaced by a ridge regression on its final states,
+in float64, fitted on all training sequences of the run (50,000 at most), its penalty chosen on validation: this
+compares cores, whatever their decoders. Rows with other numbers of training sequences differ in it, too.
 
 **Pairs.** The controlled comparison is with the floor of the same preset name and training sequences. Differences are
 method − floor for each seed that both have; their mean is given ± half its 95 % t interval. An interval without zero
-("lower", "higher") says that on this problem the method's mean over seeds differs from the floor's; as all seeds share one
-reservoir and one test set, it says nothing about others. SPEC.md defines every column.
+("lower", "higher") says that on this problem the method's mean over seeds differs from the floor's; as all seeds
+share one reservoir and one test set, it says nothing about others. SPEC.md defines every column.
 """
 UNCOMMITTED = "† Code was not, or not known to be, as committed when this ran; the result file holds its hashes."
 OUTSIDE = {"floor": " (floor)", "ceiling": " (ceiling)", "reference": " (reference)", None: ""}
@@ -588,7 +588,8 @@ def _of_the_readout(results: list[dict], groups: list[Group], scales: list[Scale
             for error in (adam, ridge)
         ]
         sentences.append(
-            f"The readout alone is {gains[0]} AR(3), which knows no reservoir ({bar:.4f}); refitted by ridge, {gains[1]}."
+            f"The readout alone is {gains[0]} AR(3), which knows no reservoir ({bar:.4f}); "
+            f"refitted by ridge, {gains[1]}."
         )
     floors = [g for g in groups if g.role == "floor" and g.train_sequences]
     floors.sort(key=lambda g: (g.stub, g.train_sequences))
@@ -596,8 +597,8 @@ def _of_the_readout(results: list[dict], groups: list[Group], scales: list[Scale
         if less.train_sequences < more.train_sequences and less.stub == more.stub:
             changes = [f"{less.mean(s.key):.4f} → {more.mean(s.key):.4f}" for s in scales]
             sentences.append(
-                f"From {less.train_sequences:,} to {more.train_sequences:,} training sequences (presets {less.preset} and "
-                f"{more.preset}) the readout of {less.stub} goes {changes[0]}, its ridge refit {changes[1]}."
+                f"From {less.train_sequences:,} to {more.train_sequences:,} training sequences "
+                f"(presets {less.preset} and {more.preset}) the readout of {less.stub} goes {changes[0]}, its ridge refit {changes[1]}."
             )
     return sentences
 
@@ -712,11 +713,11 @@ def _shown(results: list[dict], main: list[dict]) -> list[str]:
     ]
     ends = [f"{g.stub} {g.preset} {g.mean('validation_mse'):.4f}" for g in groups if g.values("validation_mse")]
     texts = (
-        "Dot plot of test errors, one row for each experiment and preset, lowest first: left with the model's own decoder, "
-        "right with a ridge readout refitted on the final states. Vertical lines mark floor and ceiling, each seed is a "
-        f"dot. Means: {'; '.join(rows)}.",
-        "Two line plots of the validation error over the course of training, against rollouts and against wallclock, both "
-        "logarithmic, with floor and ceiling as horizontal lines; seed 0 bold, other seeds pale. Final models: "
+        "Dot plot of test errors, one row for each experiment and preset, lowest first: left with the model's own "
+        "decoder, right with a ridge readout refitted on the final states. Vertical lines mark floor and ceiling, each "
+        f"seed is a dot. Means: {'; '.join(rows)}.",
+        "Two line plots of the validation error over the course of training, against rollouts and against wallclock, "
+        "both logarithmic, with floor and ceiling as horizontal lines; seed 0 bold, other seeds pale. Final models: "
         f"{'; '.join(ends) or 'not recorded'}.",
     )
     return [f"![{text}]({_figure(kind, results, main)})" for kind, text in zip(FIGURES, texts)]
@@ -764,7 +765,7 @@ def _left_over(root: Path, results: list[dict]) -> list[str]:
 
 
 def stale_files(root: Path = ROOT) -> list[str]:
-    """RESULTS.md and its figures as far as they are missing or not made from the committed results; names under the root."""
+    """RESULTS.md and its figures, as far as missing or not made from the committed results: paths under the root."""
     results, page = load_results(root), root / "RESULTS.md"
     fresh = page.is_file() and page.read_text(encoding="utf-8") == render(results)
     return ["RESULTS.md"] * (not fresh) + _stale_figures(root, results) + _left_over(root, results)

@@ -131,7 +131,7 @@ def _of_the_problem(results: list[dict]) -> str:
 
 
 def _limits(groups: Sequence[Group], trivial: Mapping[str, float]) -> tuple[float, float]:
-    """Limits of the error axis: they hold all groups better than the mean predictor, and trivial predictors not far off."""
+    """Limits of the error axis, for all groups better than the mean predictor and trivial predictors not far off."""
     values = [value for group in groups for key in SCALES for value in group.values(key)]
     inside = [value for value in values if value <= trivial.get("mean", value)] or values
     low, high = min(inside), max(inside)

@@ -47,7 +47,7 @@ SHAPES = {
     "plane_explained_2": "2",
     "frames_SFYX": "ST+YX",
 }
-TITLE = "Backpropagation through time trains the adapter of a reservoir to see the next frame coming"
+TITLE = "Backpropagation through time trains a reservoir’s adapter to predict what comes next"
 WIDTH, HEIGHT, GIF_DPI = 900, 372, 100  # pixels
 SIDE, TOP = 256, 72  # of the square panels: a frame of 64 × 64 is enlarged to whole pixels
 FRAMES, HOLD, STEP_MS, LAST_MS = 60, 4, 130, 2500

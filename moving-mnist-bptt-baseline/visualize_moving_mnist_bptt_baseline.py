@@ -235,7 +235,7 @@ def _error_by_frame(figure: Figure, grid, run: SavedRun) -> None:
 
 
 def adapter_spectra(run: SavedRun) -> Figure:
-    """Eigenvalues of W0 and of W0 + UVᵀ, and the singular values of UVᵀ."""
+    """Eigenvalues of W0 and of W0 + UVᵀ with the circle inside which a leaky step is stable, singular values of UVᵀ."""
     frozen, trained = run.arrays["eigenvalues_frozen"], run.arrays["eigenvalues_trained"]
     start, final = (np.sort(run.arrays[f"singular_values_{when}"])[::-1].astype(float) for when in ("start", "final"))
     before, after = np.abs(frozen).max(), np.abs(trained).max()
@@ -247,17 +247,26 @@ def adapter_spectra(run: SavedRun) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     left.scatter(frozen.real, frozen.imag, s=7, color=BLUE, lw=0, alpha=0.35)
     left.scatter(trained.real, trained.imag, s=9, color=VERMILION, lw=0, alpha=0.75)
-    left.add_patch(Circle((0, 0), 1, fill=False, ec=INK, lw=1, ls=(0, (4, 3))))
-    reach = 1.07 * max(1.0, before, after)
-    left.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="Re λ", ylabel="Im λ")
-    left.set_title("Eigenvalues of W₀ + UVᵀ, trained (blue: of W₀)")
+    # Without its tanh a leaky step is h ← (1 − α) h + α W h: it grows along λ where |1 − α + αλ| > 1, outside a circle.
+    leak = float(run.config["leak"])
+    radius, centre = 1 / leak, -(1 - leak) / leak
+    left.add_patch(Circle((centre, 0), radius, fill=False, ec=INK, lw=1, ls=(0, (4, 3))))
+    name = {"ha": "center", "va": "bottom", "fontsize": 8.5}
+    text = "|1 − α + αλ| = 1" + " for the α of the start" * (run.config.get("trains") == "all")
+    left.annotate(text, (centre, radius), (0, 3), textcoords="offset points", **name)
+    points = np.concatenate([trained, [centre + radius, centre - radius, centre + 1.07j * radius]])
+    width, height = (1.07 * max(abs(x.max()), abs(x.min()), before) for x in (points.real - centre, points.imag))
+    left.set(
+        xlim=(centre - width, centre + width), ylim=(-height, height), aspect="equal", xlabel="Re λ", ylabel="Im λ"
+    )
+    left.set_title("Eigenvalues of W₀ + UVᵀ (blue: of W₀)")
     index = np.arange(1, len(final) + 1)
     labels = []
     for values, colour, name in ((start, BLUE, "start"), (final, VERMILION, "trained")):
         right.plot(index, values, color=colour, marker=".", ms=6, lw=1.3)
         labels.append((float(values[-1]), name, colour))
     right.axhline(before, color=GREY, lw=1, dashes=(4, 3), zorder=1)
-    labels.append((float(before), "spectral\nradius of W₀", GREY))
+    labels.append((float(before), "radius of W₀", GREY))
     right.set(xlim=(0, len(final) + 1), ylim=(0, 1.06 * max(final.max(), start.max(), before)))
     right.set(xlabel="singular value, by size", ylabel="singular value")
     right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -300,8 +309,8 @@ def memory_by_length(methods: dict[str, dict[str, np.ndarray]], about: dict) -> 
     # The population shares one minibatch, so that Win z_t + b is formed once.
     population = {**pair, "moved_bytes": drive + PAIRS * (pair["moved_bytes"] - drive)}
     title = (
-        f"At T = {longest} backpropagation holds {size(bptt['peak_bytes'][-1])} where a forward pass can do with "
-        f"{size(streamed['peak_bytes'][-1])}; forward passes pay in traffic"
+        f"At T = {longest} backpropagation holds {size(bptt['peak_bytes'][-1])}, "
+        f"a forward pass can do with {size(streamed['peak_bytes'][-1])}"
     )
     sizes = f"One minibatch: N = {about['hidden_size']:,} · k = {about['in_degree']} · r = {about['rank']} · B = {about['batch_size']}"
     figure = headed_figure(11.5, 5.6, title, f"{sizes} · on {about['device']}", legend_rows=0)

@@ -33,7 +33,7 @@ from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.laws import expected_cosine
 from common.philox import Purpose, gaussian
-from common.problem import Embeddings, Problem, ProblemSettings
+from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.rollout import Rollout, pairs_per_tile
 from common.run import RunSettings, StopRequest, setting
 
@@ -72,6 +72,10 @@ class Config(ProblemSettings, RunSettings):
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
 
 
+LAPTOP = dict(
+    iterations=150, population_pairs=64, batch_size=32, noise="rank1", fitness_shaping="centered-rank", learning_rate=1e-4,
+    evaluate_every=10, decoder_batch_size=8, decoder_warmup=6000, decoder_steps=16, decoder_learning_rate=1e-2,
+)  # fmt: skip
 # Of presets that other experiments have too, the decoder's training is that of the floor (reservoir-readout-only): as many
 # steps on minibatches of the same size, at the same rates.
 PRESETS = {
@@ -82,11 +86,7 @@ PRESETS = {
         decoder_warmup=20, evaluate_every=2, checkpoint_every=2,
     ),
     # The brief's problem with what two CPU cores do in under five minutes.
-    "laptop": dict(
-        iterations=150, population_pairs=64, batch_size=32, noise="rank1", fitness_shaping="centered-rank",
-        learning_rate=1e-4, evaluate_every=10,
-        decoder_batch_size=8, decoder_warmup=6000, decoder_steps=16, decoder_learning_rate=1e-2,
-    ),
+    "laptop": LAPTOP,
     # The brief to the letter: 32 antithetic pairs, Gaussian noise, the plain estimate, a fixed large loss on failure.
     "brief": dict(
         iterations=2000, population_pairs=32, batch_size=32, noise="gaussian", fitness_shaping="raw", failure="penalise",
@@ -99,6 +99,113 @@ PRESETS = {
         train_sequences=1_000_000, evaluate_every=20, learning_rate=3e-4,
         decoder_batch_size=256, decoder_warmup=4000, decoder_steps=8, decoder_learning_rate=6e-3,
     ),
+    # The second problem, its α chosen outside the brief's range, on the laptop's budget.
+    "free-leak": dict(**LAPTOP, **FREE_LEAK),
+}  # fmt: skip
+
+
+def parse_arguments(argv: list[str] | None):
+    """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
+    config, options = experiment.parse(Config, PRESETS, argv, __doc__)
+    if config.rank > config.hidden_size:
+        raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
+    return config, options
+
+
+# --- Model -----------------------------------------------------------------------------------------------------------
+
+
+def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
+    """U, V float32 (N, r). ΔW = U Vᵀ starts at or near zero, but not at U = V = 0, where its gradient vanishes."""
+    shape, ids = (config.hidden_size, config.rank), torch.arange(2)
+    draw_2D = gaussian(config.seed, Purpose.ADAPTER_START, (ids, 0), config.hidden_size * config.rank)
+    u_Nr, v_Nr = draw_2D[0].reshape(shape), draw_2D[1].reshape(shape)
+    unit = 1 / math.sqrt(config.hidden_size)
+    if config.adapter_start == "zero-u":
+        return torch.zeros(shape), v_Nr * unit
+    return u_Nr * (0.2 * unit), v_Nr * (0.2 * unit)  # |UVᵀ| ≈ 0.04 in the spectral norm, against 1.6 of W0
+
+
+def tile_pairs(config: Config, workers: Workers) -> int:
+    """Pairs that are evaluated side by side; by rule, see common/rollout.py."""
+    return pairs_per_tile(config.population_pairs, config.batch_size, workers.device.type)
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+class Training(experiment.Training):
+    """θ = (U, V) under evolution strategies, the decoder under Adam."""
+
+    label = "ES"
+    SHARED, OWN = (
+        0,
+        1 << 20,
+    )  # minibatch streams: of the population and, from there on, the decoder; then one for each pair
+
+    start_adapter = staticmethod(start_adapter)
+
+    def __init__(self, config: Config, problem: Problem, embeddings: Embeddings, workers: Workers):
+        super().__init__(config, problem, embeddings, workers, guard=config.guard)
+        if config.optimizer == "adam":
+            self.optimizer = torch.optim.Adam([self.u_Nr, self.v_Nr], lr=config.learning_rate, foreach=False)
+        else:
+            self.optimizer = torch.optim.SGD(
+                [self.u_Nr, self.v_Nr], lr=config.learning_rate, momentum=config.momentum, foreach=False
+            )
+        self.noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank)
+        self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
+        self.tile_pairs = tile_pairs(config, workers)
+        self.warmed_up = 0  # decoder steps taken before the first iteration
+
+    @staticmethod
+    def derived(config: Config, workers: Workers) -> dict:
+        return {"tile_pairs": tile_pairs(config, workers)}
+
+    @property
+    def rollouts(self) -> int:
+        """So far, the decoder's among them: θ + σε and θ − σε on one sequence count two, θ on one of the decoder's one."""
+        config = self.config
+        members = self.iteration * 2 * config.population_pairs * config.batch_size
+        return members + (self.warmed_up + self.iteration * config.decoder_steps) * config.decoder_batch_size
+
+    # The decoder
+    decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0)
+    decoder_batch_size: int = setting(32, "sequences of the decoder's minibatches", least=1, most=4096)
+    decoder_warmup: int = setting(1000, "decoder steps before the first ES iteration", least=0)
+    decoder_steps: int = setting(1, "decoder steps an ES iteration, each on a minibatch", least=1, most=1 << 20)
+    schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
+
+
+LAPTOP = dict(
+    iterations=150, population_pairs=64, batch_size=32, noise="rank1", fitness_shaping="centered-rank", learning_rate=1e-4,
+    evaluate_every=10, decoder_batch_size=8, decoder_warmup=6000, decoder_steps=16, decoder_learning_rate=1e-2,
+)  # fmt: skip
+# Of presets that other experiments have too, the decoder's training is that of the floor (reservoir-readout-only): as many
+# steps on minibatches of the same size, at the same rates.
+PRESETS = {
+    # Seconds, for tests: every part runs, nothing is learned.
+    "smoke": dict(
+        hidden_size=64, in_degree=8, rank=4, sequence_length=6, train_sequences=256, validation_sequences=64,
+        test_sequences=64, iterations=6, population_pairs=10, batch_size=8, noise="rank1", fitness_shaping="centered-rank",
+        decoder_warmup=20, evaluate_every=2, checkpoint_every=2,
+    ),
+    # The brief's problem with what two CPU cores do in under five minutes.
+    "laptop": LAPTOP,
+    # The brief to the letter: 32 antithetic pairs, Gaussian noise, the plain estimate, a fixed large loss on failure.
+    "brief": dict(
+        iterations=2000, population_pairs=32, batch_size=32, noise="gaussian", fitness_shaping="raw", failure="penalise",
+        adapter_start="small", train_sequences=50_000, evaluate_every=50,
+        decoder_warmup=10_000, decoder_steps=10, decoder_learning_rate=6e-3,
+    ),
+    # The brief's problem with the population that eight H200s afford.
+    "h200": dict(
+        iterations=2000, population_pairs=8192, batch_size=64, noise="rank1", fitness_shaping="centered-rank",
+        train_sequences=1_000_000, evaluate_every=20, learning_rate=3e-4,
+        decoder_batch_size=256, decoder_warmup=4000, decoder_steps=8, decoder_learning_rate=6e-3,
+    ),
+    # The second problem, its α chosen outside the brief's range, on the laptop's budget.
+    "free-leak": dict(**LAPTOP, **FREE_LEAK),
 }  # fmt: skip
 
 
@@ -355,7 +462,7 @@ class Training(experiment.Training):
         law = expected_cosine(config.population_pairs, dimensions)
         return [
             f"{config.population_pairs:,} pairs in {dimensions:,} dimensions: cosine of at most {law:.3f} to the gradient, by the law",
-            f"{rollouts:,} rollouts an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
+            f"{rollouts:,} rollouts of members an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
             f"{tiles:,} tiles of {pairs} pairs ({2 * pairs * batch} columns); one took {min(seconds):.3g} s here",
             f"expected {iteration_s:.3g} s an iteration, {iteration_s * config.iterations / 60:.3g} min for the population",
             "memory: " + ", ".join(f"{name} {size:,.1f} MB" for name, size in megabytes.items()),

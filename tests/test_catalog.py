@@ -1,4 +1,4 @@
-"""A made-up repository: comparing and rendering its results, publishing, and a contract check that notices every breach."""
+"""A made-up repository: its results compared and rendered, publishing, and a contract check that notices breaches."""
 
 import copy
 import json
@@ -265,7 +265,7 @@ def test_seeds_of_one_row_must_share_their_settings():
 
 def test_gap_closed_is_measured_between_the_best_floor_and_the_best_ceiling_on_each_scale():
     # Own decoders: floor min(0.70, 0.65), ceiling min(0.55, 0.60): (0.65 − 0.63) / 0.10 = 20 %.
-    # Ridge: floor min(0.62, 0.64), ceiling min(0.54, 0.50), though it is the other preset: (0.62 − 0.65) / 0.12 = −25 %.
+    # Ridge: floor min(0.62, 0.64), ceiling min(0.54, 0.50), of the other preset: (0.62 − 0.65) / 0.12 = −25 %.
     # Seeds of one group average: 0.60 and 0.66 are 0.63.
     text = render(
         [

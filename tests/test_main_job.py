@@ -98,6 +98,13 @@ def test_when_all_members_fail_theta_stays_and_the_run_goes_on(main, stub, tmp_p
     assert frozen["theta_sha256"] == results["theta_sha256"]  # equal losses: no direction
 
 
+def test_rollouts_are_those_of_the_members_and_of_the_decoder(main, tmp_path):
+    results, lines = run(main, tmp_path / "run", decoder_batch_size=5, decoder_steps=3)
+    warm_up, iteration = 10 * 5, 2 * 9 * 8 + 3 * 5  # 10 steps; 9 pairs × 8 sequences, 3 steps
+    assert [line["rollouts"] for line in lines] == [warm_up + i * iteration for i in range(5)]
+    assert results["rollouts"] == lines[-1]["rollouts"]
+
+
 def test_failing_members_shrink_an_adaptive_sigma(main, tmp_path):
     _, lines = run(main, tmp_path / "run", guard=1e-3, sigma_schedule="adaptive", evaluate_every=1, iterations=3)
     sigma = [line["sigma"] for line in lines[1:]]
