@@ -15,7 +15,8 @@ from pathlib import Path
 
 from common.contract import check
 from common.errors import BadInput, Parser, run_main
-from common.results import ROOT, module_of, publish, stale_files, stubs, write_results
+from common.results import ROOT, module_of, publish, stubs
+from common.results_page import stale_files, write_results
 from common.scaffold import draw_figures, new
 
 

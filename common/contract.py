@@ -24,9 +24,9 @@ from common.results import (
     load_results,
     module_of,
     run_name,
-    stale_files,
     stubs,
 )
+from common.results_page import stale_files
 
 LAPTOP_SECONDS = 300
 SECTIONS = [

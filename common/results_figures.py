@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from common.comparison import Group, Scale, agreed, groups_of, scale_of
 from common.figures import (
     BLACK,
     BLUE,
@@ -34,19 +35,8 @@ from common.figures import (
     style,
 )
 from common.files import write_atomically
-from common.results import (
-    FIGURES,
-    OUTSIDE,
-    Group,
-    Scale,
-    agreed,
-    drawn_from,
-    groups_of,
-    hardware,
-    problem_title,
-    run_name,
-    scale_of,
-)
+from common.results import run_name
+from common.results_page import FIGURES, OUTSIDE, drawn_from, hardware, problem_title
 
 COLOURS = {"floor": GREEN, "ceiling": BLUE, "reference": BLACK}
 METHOD_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
@@ -60,7 +50,7 @@ TIMES = dict(sorted((TIMES | BETWEEN).items()))  # those in BETWEEN are for shor
 
 
 def draw(root: Path, name: str, results: list[dict]) -> Path:
-    """Draw one figure of `results.figures_of` to root/name; it carries the digest of what it was drawn from."""
+    """Draw one figure of `results_page.figures_of` to root/name; it carries the digest of what it was drawn from."""
     kind = next(kind for kind in FIGURES if Path(name).name.startswith(kind))
     inputs = drawn_from(results, root)
     with style():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common.contract import run_python
 from common.errors import BadInput
-from common.results import ROOT, hardware, module_of, publish, read_result, write_results
+from common.results import ROOT, module_of, publish, read_result
+from common.results_page import hardware, write_results
 from common.text import duration
 
 

@@ -86,6 +86,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag in ("in_degree", "rank"):
         if getattr(arguments, flag) > arguments.hidden_size:
             raise BadInput(f"--{flag.replace('_', '-')} must not exceed --hidden-size")
+    if arguments.out.is_dir():
+        raise BadInput(f"--out {arguments.out} is a folder; name a file")
     choose_device(arguments.device)
     return arguments
 

@@ -138,17 +138,18 @@ def _state_panels(figure: Figure, grid, run: SavedRun) -> None:
     panels[0].set_title("Norm of the core’s gradient", fontsize=10)
     panels[1].plot(*run.column("learning_rate"), color=INK, lw=1.4, clip_on=False)
     panels[1].set_title("Learning rate of the core", fontsize=10)
-    for key, colour, name in (("u_norm", GREEN, "‖U‖"), ("v_norm", BLUE, "‖V‖")):
-        x, y = run.column(key)
+    norms = [
+        (name, colour, *run.column(key)) for name, colour, key in (("‖U‖", GREEN, "u_norm"), ("‖V‖", BLUE, "v_norm"))
+    ]
+    for _, colour, x, y in norms:
         panels[2].plot(x, y, color=colour, lw=1.6, clip_on=False)
-        panels[2].annotate(name, (x[-1], y[-1]), (-4, 4), textcoords="offset points", color=colour, ha="right")
     panels[2].set_title("Norms of the adapter (Frobenius)", fontsize=10)
-    panels[2].margins(y=0.2)
     for axes in panels:
         axes.set(xlim=(0, run.history["iteration"][-1]), xlabel="Adam step")
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     for axes in panels[1:]:
         axes.set_ylim(0, None)
+    label_right(panels[2], [(y[-1], name, colour) for name, colour, _, y in norms if len(y)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

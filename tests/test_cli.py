@@ -368,7 +368,9 @@ def test_dry_run_writes_nothing(main, nothing_written, finished, capsys):
         assert main(*flags(), "--dry-run") == 0
         assert main(*flags(), "--dry-run", "--run-dir", finished) == 0
     printed = capsys.readouterr().out
-    assert "144 rollouts of members an iteration, 576 in 4 iterations" in printed  # 9 pairs × 2 signs × 8 sequences, 4 times
+    assert (
+        "144 rollouts of members an iteration, 576 in 4 iterations" in printed
+    )  # 9 pairs × 2 signs × 8 sequences, 4 times
     assert "memory" in printed and "expected" in printed
 
 

@@ -14,7 +14,8 @@ import torch
 
 from common import contract
 from common.problem import ProblemSettings, fingerprint
-from common.results import OF_THE_MACHINE, ROOT, load_results, results_are_stale, run_name, stubs
+from common.results import OF_THE_MACHINE, ROOT, load_results, run_name, stubs
+from common.results_page import results_are_stale
 from common.run import RunSettings
 from common.scaffold import new
 
@@ -58,7 +59,7 @@ def test_settings_in_which_seeds_may_differ_are_those_on_which_no_number_depends
 def test_the_results_page_needs_no_torch():
     code = "import sys, common.catalog; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "common.results" in done.stdout.split() and "torch" not in done.stdout.split()
+    assert "common.results_page" in done.stdout.split() and "torch" not in done.stdout.split()
 
 
 def test_common_imports_no_experiment():

@@ -8,9 +8,10 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from common import results_figures
+from common.comparison import groups_of
 from common.errors import BadInput
 from common.figures import BLUE, GREEN, style
-from common.results import drawn_from, groups_of
+from common.results_page import drawn_from
 
 TRIVIAL = {"mean": 1.06, "copy_last": 1.51, "ar1": 0.709, "ar3": 0.702}
 # Slug, preset, role, test MSE, ridge test MSE, seeds, rollouts and seconds of training, validation MSE at the start.
