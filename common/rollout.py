@@ -121,7 +121,7 @@ class Rollout:
 
     def drive(self, z_TEB: Tensor) -> Tensor:
         """Win z_t + b for all steps, hoisted out of the time loop: (T, 128, B) → (T, N, B)."""
-        return self.reservoir.input_NE @ z_TEB.to(self.dtype) + self.reservoir.bias_N[:, None]
+        return (self.reservoir.input_NE @ z_TEB.to(self.dtype)).add_(self.reservoir.bias_N[:, None])
 
     def recurrent(self, h_NC: Tensor) -> Tensor:
         """W0 h, a new (N, C)."""

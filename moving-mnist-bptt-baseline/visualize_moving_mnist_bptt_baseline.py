@@ -101,7 +101,7 @@ def training_curves(run: SavedRun) -> Figure:
     losses.plot(evaluated, validation, color=VERMILION, lw=1.4, zorder=4)
     shown = np.concatenate([loss[iteration >= 0.05 * last], settled])
     losses.set(ylim=robust_limits(shown, share=0.998), ylabel="MSE", xlabel="Adam step")
-    losses.set_title(f"On the training minibatches (pale: one step, bold: mean of {window})")
+    losses.set_title(f"On the training minibatches (pale: one step, bold: mean of {window} recorded ones)")
     _state_panels(figure, grid[3].subgridspec(1, 3), run)
 
     header_legend(
