@@ -106,6 +106,13 @@ def floor_like(group: Group, groups: list[Group]) -> Group | None:
     return next((g for g in same if known and g.role == "floor"), None)
 
 
+def ceiling_like(group: Group, groups: list[Group]) -> Group | None:
+    """The lowest ceiling with as many training sequences and rollouts: a bar on the same budget. None where there is none."""
+    key = (group.train_sequences, group.mean("rollouts"))
+    same = [g for g in groups if g.role == "ceiling" and (g.train_sequences, g.mean("rollouts")) == key]
+    return min(same, key=lambda g: g.mean("test_mse"), default=None)
+
+
 def shared_seeds(group: Group, other: Group) -> list[int]:
     """Seeds that both groups have."""
     return [seed for seed in group.seeds if seed in other.seeds]

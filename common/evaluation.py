@@ -21,6 +21,7 @@ from common.rollout import Rollout, SharedAdapter
 SCORED = ("validation", "test")
 TILE = 128  # sequences
 RIDGE_TILE = 64
+GRAM_BYTES = 2**28  # of Gram matrices that are held at a time: 8 of them at N = 2000, one or two from N = 4000 on
 RIDGE_SEQUENCES = 50_000  # at most
 TRIVIAL_SEQUENCES = 4000  # at most: 384 coefficients a dimension need no more
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # relative to the mean diagonal of the Gram matrix
@@ -130,10 +131,10 @@ class NormalEquations:
 
     def solve(self, penalty: float) -> Tensor:
         """float64 (F+1, E), the last row the constant; the constant is not penalised."""
-        gram_FF = self.gram_FF.triu() + self.gram_FF.triu(1).T
-        diagonal_F = gram_FF.diagonal()[:-1].mean() * penalty * torch.ones(len(gram_FF), dtype=torch.float64)
-        diagonal_F[-1] = 0
-        return torch.linalg.solve(gram_FF + torch.diag(diagonal_F), self.cross_FE)
+        gram_FF = self.gram_FF.triu().add_(self.gram_FF.triu(1).T)
+        diagonal_F = gram_FF.diagonal()[:-1]
+        diagonal_F += penalty * diagonal_F.mean()
+        return torch.linalg.solve(gram_FF, self.cross_FE)
 
 
 def fit_ridge(
@@ -146,7 +147,8 @@ def fit_ridge(
     equations = NormalEquations(features)
     for products in train:
         equations.add(products)
-    candidates = list(map_tiles(equations.solve, PENALTIES))
+    at_once = map_tiles if equations.gram_FF.nbytes <= GRAM_BYTES else map
+    candidates = list(at_once(equations.solve, PENALTIES))
     errors = validation_errors(candidates)
     best = min(range(len(candidates)), key=errors.__getitem__)
     return candidates[best], PENALTIES[best]
@@ -189,7 +191,8 @@ def ridge_scores(
         return [Score(total_T / scale) for total_T in total_KT]
 
     train_tiles = sequence_tiles(min(RIDGE_SEQUENCES, embeddings.sizes["train"]), RIDGE_TILE)
-    groups = (train_tiles[start : start + 8] for start in range(0, len(train_tiles), 8))  # a Gram matrix is 32 MB
+    group = max(1, GRAM_BYTES // (8 * (size + 1) ** 2))
+    groups = (train_tiles[start : start + group] for start in range(0, len(train_tiles), group))
     train = (result for group in groups for result in map_tiles(products, group))
     weights_FE, penalty = fit_ridge(train, lambda w: [score.mse for score in errors(w, "validation")], size, map_tiles)
     return {split: errors([weights_FE], split)[0] for split in SCORED}, penalty

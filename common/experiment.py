@@ -109,6 +109,11 @@ class Training:
         """States of the core as it is now, (T, 128, B) → (N, T, B)."""
         return self.rollout.states(self.u_Nr, self.v_Nr, self.rollout.drive(input_TEB))
 
+    @property
+    def starts_from_reservoir(self) -> bool:
+        """Whether the core before training was the problem's reservoir: then the trained core is held against it."""
+        return True
+
     def core_is_frozen(self) -> bool:
         """Whether the core is still the problem's reservoir: then its ridge readout is fitted once."""
         return not (self.u_Nr.any() and self.v_Nr.any())
@@ -129,7 +134,7 @@ class Training:
         with one. "partial": not that, but the model predicts better than every trivial predictor. "no": neither.
 
         A stub with another claim has a rule of its own."""
-        if results["ridge_test_mse"] < 0.99 * results["ridge_test_mse_at_start"]:
+        if results["ridge_test_mse"] < 0.99 * results.get("ridge_test_mse_at_start", 0):
             return "yes"
         best_trivial = min(entry["all"] for entry in results["trivial_test_mse"].values())
         return "partial" if results["test_mse"] < best_trivial else "no"
@@ -142,10 +147,14 @@ class Training:
 
         Sequences are drawn with replacement; iteration 0 is what comes before the first one.
         """
+        index_B = self.minibatch_index(iteration, streams, batch_size or self.config.batch_size)
+        return inputs_and_targets(self.embeddings.get("train", index_B))
+
+    def minibatch_index(self, iteration: int, streams: Tensor, batch_size: int) -> Tensor:
+        """Training sequences of `minibatch`: int64 (S·B,)."""
         config = self.config
-        batch_size = batch_size or config.batch_size
         index_SB = integers(config.seed, Purpose.MINIBATCH, (streams, iteration), batch_size, config.train_sequences)
-        return inputs_and_targets(self.embeddings.get("train", index_SB.flatten()))
+        return index_SB.flatten()
 
     def score(self, split: str) -> Score:
         """Score of the unperturbed parameters with their decoder; every rank takes part and gets it."""
@@ -354,7 +363,7 @@ def _print_score(training: Training) -> None:
     test, validation = training.score("test"), training.score("validation")
     if training.workers.is_main:
         print(
-            f"iteration {training.iteration}: test MSE {test.mse:.4f}, last frame {test.last_frame:.4f}, "
+            f"iteration {training.best['iteration'] if training.best else training.iteration}: test MSE {test.mse:.4f}, last frame {test.last_frame:.4f}, "
             f"validation MSE {validation.mse:.4f}"
         )
         if path := training.config.public_test_file:
@@ -366,12 +375,14 @@ def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -
     training.restore_best()
     test, validation = training.score("test"), training.score("validation")
     if training.workers.is_main:
-        steps = tqdm(total=5, desc="scoring", leave=False)
+        steps = tqdm(desc="scoring", unit="step", leave=False)
         trivial = trivial_scores(training.embeddings)
         steps.update()
         results = _results(training, test, validation, trivial, preset, stub_file, steps)
         figures = figure_data(training, test, trivial["test"])
-        results["spectral_radius"] = float(np.abs(figures["eigenvalues_frozen"]).max())
+        radius = float(np.abs(figures["eigenvalues_frozen"]).max())
+        if np.isfinite(radius):
+            results["spectral_radius"] = radius
         steps.update()
         steps.close()
         buffer = io.BytesIO()
@@ -404,12 +415,12 @@ def _results(
 
     penalties: list[float] = []
     ridge = {"": ridge_of(training.states)}
-    if not training.core_is_frozen():
+    if training.core_is_frozen():
+        ridge["_at_start"] = ridge[""]
+    elif training.starts_from_reservoir:
         ridge["_at_start"] = ridge_of(lambda input_TEB: frozen.states(none_N1, none_N1, frozen.drive(input_TEB)))
         if control := training.control():
             ridge["_shuffled"] = ridge_of(control)
-    else:
-        ridge["_at_start"] = ridge[""]
     results = {
         "schema": SCHEMA,
         "stub": Path(stub_file).resolve().parent.name,
@@ -450,7 +461,8 @@ def print_headline(results: dict, folder: Path) -> None:
     rows = [
         (TRIVIAL_NAMES[name], entry["all"], entry["last_frame"]) for name, entry in results["trivial_test_mse"].items()
     ]
-    rows.append(("frozen core, ridge readout", results["ridge_test_mse_at_start"], None))
+    if "ridge_test_mse_at_start" in results:
+        rows.append(("frozen core, ridge readout", results["ridge_test_mse_at_start"], None))
     rows.append(("trained core, ridge readout", results["ridge_test_mse"], None))
     rows.append(("trained core, its own decoder", results["test_mse"], results["test_mse_last_frame"]))
     print(f"\n{'test MSE (1 = predicts the mean)':34}  {f'frames 2–{last_frame}':>11}  {f'frame {last_frame}':>8}")

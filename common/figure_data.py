@@ -12,6 +12,7 @@ from common.problem import Embeddings
 
 HIDDEN_UNITS = 64
 HIDDEN_SEQUENCES = 256
+MOST_EIGENVALUES = 5000
 
 
 class Showcase:
@@ -74,7 +75,8 @@ def figure_data(training, test: Score, trivial: dict[str, Score]) -> dict[str, n
         return torch.linalg.svdvals(torch.linalg.qr(u_Nr).R @ torch.linalg.qr(v_Nr).R.T).numpy()
 
     def eigenvalues(matrix_NN: Tensor) -> np.ndarray:
-        if not matrix_NN.isfinite().all():  # θ has diverged; LAPACK may then crash the process
+        # Where θ has diverged LAPACK may crash the process; and the time grows as N³, to half an hour at N = 10,000.
+        if len(matrix_NN) > MOST_EIGENVALUES or not matrix_NN.isfinite().all():
             return np.full(len(matrix_NN), np.nan, dtype=np.complex64)
         return torch.linalg.eigvals(matrix_NN).numpy().astype(np.complex64)
 

@@ -1,11 +1,15 @@
 """Files that are replaced as a whole: a reader sees the old one or the new one, whenever the writer is killed."""
 
+import errno
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from common.errors import BadInput
 
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
@@ -31,6 +35,18 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
 def write_json(path: Path, content: dict) -> None:
     """Indented JSON without NaN (see `finite_or_none`), written atomically."""
     write_atomically(path, (json.dumps(finite_or_none(content), indent=2) + "\n").encode())
+
+
+def require_writable(path: Path, flag: str) -> None:
+    """Make the folder of a file that is to be written after long work; BadInput now where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"{flag} {path} cannot be written: {error.strerror or error}") from None
 
 
 def finite_or_none(value):

@@ -13,6 +13,7 @@ from common.comparison import (
     Group,
     Scale,
     agreed,
+    ceiling_like,
     floor_like,
     groups_of,
     only_smoke,
@@ -181,10 +182,12 @@ def _findings(results: list[dict], groups: list[Group], scales: list[Scale]) -> 
         if group.role is None and any(scale.length for scale in scales):
             sentences.append(_of_a_method(group, groups, scales))
     for group in groups:
-        if group.role == "reference" and (ceiling := scales[0].ceiling):
+        if group.role == "reference" and (ceiling := ceiling_like(group, groups)):
             error, bar = group.mean("test_mse"), ceiling.mean("test_mse")
-            beats = f"beats the ceiling by {bar - error:.4f}" if error < bar else "does not beat the ceiling"
-            sentences.append(f"The reference {group.name} {beats} ({error:.4f} against {bar:.4f}).")
+            beats = f"beats it by {bar - error:.4f}" if error < bar else "does not beat it"
+            sentences.append(
+                f"The reference {group.name}, on the budget of {ceiling.name}, {beats} ({error:.4f} against {bar:.4f})."
+            )
     return sentences
 
 

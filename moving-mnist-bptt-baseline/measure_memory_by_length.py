@@ -49,7 +49,7 @@ from common.decoder import DecoderTraining
 from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, Parser, run_main
-from common.files import write_json
+from common.files import require_writable, write_json
 from common.reservoir import draw_reservoir
 from common.rollout import RankOneAdapter, Rollout, SharedAdapter
 from common.run import environment, source
@@ -86,8 +86,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag in ("in_degree", "rank"):
         if getattr(arguments, flag) > arguments.hidden_size:
             raise BadInput(f"--{flag.replace('_', '-')} must not exceed --hidden-size")
-    if arguments.out.is_dir():
-        raise BadInput(f"--out {arguments.out} is a folder; name a file")
     choose_device(arguments.device)
     return arguments
 
@@ -325,10 +323,7 @@ def main(argv: list[str] | None = None) -> int:
             rows = [measure(arguments.only, config, steps, workers.device) for steps in arguments.lengths]
             print(json.dumps(rows))
             return 0
-        try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"--out {arguments.out} cannot be written: {error.strerror or error}") from None
+        require_writable(arguments.out, "--out")
         todo = [(method, steps) for steps in arguments.lengths for method in METHODS]
         rows = [measure_apart(*each, arguments) for each in tqdm(todo, desc="measuring", unit="process")]
         content = {"sizes": sizes, "rows": rows, "environment": environment(workers), "source": source(__file__)}

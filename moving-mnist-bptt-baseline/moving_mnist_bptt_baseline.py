@@ -31,7 +31,7 @@ from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.evaluation import Score, inputs_and_targets, score_predictions
-from common.philox import Purpose, gaussian, integers
+from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.rollout import Rollout
 from common.run import RunSettings, setting
@@ -53,12 +53,12 @@ class Config(ProblemSettings, RunSettings):
     )
     rank: int = setting(32, "r, columns of U and V", least=1)
     iterations: int = setting(2000, "Adam steps", least=1, most=10**9)
-    batch_size: int = setting(64, "sequences of a minibatch", least=1, most=65_536)
-    learning_rate: float = setting(3e-3, "of the core's Adam", above=0)
-    decoder_learning_rate: float = setting(6e-3, "of the decoder's Adam", above=0)
+    batch_size: int = setting(64, "sequences of a minibatch", least=1, most=4096)
+    learning_rate: float = setting(3e-3, "of the core's Adam", above=0, most=1000)
+    decoder_learning_rate: float = setting(6e-3, "of the decoder's Adam", above=0, most=1000)
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
     rate_warmup: int = setting(100, "iterations in which both learning rates rise from zero", least=0)
-    gradient_clip: float = setting(0.5, "the core's gradient is shortened to this norm", above=0)
+    gradient_clip: float = setting(0.5, "the core's gradient is shortened to this norm", above=0, most=1e6)
 
 
 LAPTOP = dict(iterations=1500, evaluate_every=50)
@@ -92,7 +92,7 @@ TILE = {"cpu": 32, "cuda": 64}  # sequences: 8 GPUs share a minibatch of 512, tw
 def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
-    if config.rank > config.hidden_size:
+    if config.core == "reservoir" and config.rank > config.hidden_size:
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
     if config.core == "gru" and config.trains != "adapter":
         raise BadInput(
@@ -286,10 +286,7 @@ class Training(experiment.Training):
         """One Adam step on one minibatch; returns its line of metrics."""
         started = time.perf_counter()
         config, iteration = self.config, self.iteration + 1
-        index_B = integers(
-            config.seed, Purpose.MINIBATCH, (torch.zeros(1, dtype=torch.int64), iteration), config.batch_size,
-            config.train_sequences,
-        ).flatten()  # fmt: skip
+        index_B = self.minibatch_index(iteration, torch.zeros(1, dtype=torch.int64), config.batch_size)
         loss, h_rms, (*core_gradients, grad_EN, grad_E) = self._gradient(index_B)
         for weight, gradient in zip(self.core.parameters, core_gradients):
             weight.grad = gradient
@@ -339,6 +336,10 @@ class Training(experiment.Training):
         if self.is_adapter():
             return super().score(split)
         return score_predictions(self.predict, self.embeddings, split, self.workers)
+
+    @property
+    def starts_from_reservoir(self) -> bool:
+        return self.config.core == "reservoir"
 
     def core_is_frozen(self) -> bool:
         return self.is_adapter() and super().core_is_frozen()
@@ -391,7 +392,8 @@ class Training(experiment.Training):
             f"{config.iterations:,} steps, {config.iterations * config.batch_size:,} rollouts, forward and backward",
             f"{tiles:,} tiles of {tile} sequences a step; one took {min(seconds):.3g} s here without the decoder",
             f"expected {step_s:.3g} s a step, {step_s * config.iterations / 60:.3g} min of training",
-            f"memory: {kept / 1e6:,.1f} MB kept for the way back in each tile; encoded sequences (on disk on a CPU) "
+            f"memory: {kept / 1e6:,.1f} MB kept for the way back in each tile; {tiles * trained * 4 / 1e6:,.1f} MB of gradients "
+            f"of the core, one from each tile; encoded sequences (on disk on a CPU) "
             f"{sequences * (steps + 1) * EMBEDDING * 4 / 1e6:,.1f} MB",
         ]
 

@@ -4,7 +4,7 @@
 
 Two rounds. A grid over leak, gain and input scale, each setting with a ridge readout fitted on --train-sequences; then the
 best --finalists of the brief's range (α from 0.2 to 0.5) and as many of all leaks, fitted on --final-sequences. The file
-is written after every setting, and a sweep that was stopped goes on where it was. Without a GPU: about 15 minutes on two
+is written after every setting, and a sweep that was stopped goes on where it was. Without a GPU: about 25 minutes on two
 CPU cores.
 
 The winner of the brief's range is the default of every experiment, and that of all leaks the preset `free-leak`.
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.dist import Workers, choose_device
 from common.errors import BadInput, Parser, run_main
 from common.evaluation import ridge_scores
-from common.files import write_json
+from common.files import require_writable, write_json
 from common.problem import Embeddings, ProblemSettings
 from common.rollout import Rollout
 from common.run import environment, source
@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line; raises BadInput."""
 
     def numbers(text: str) -> list[float]:
-        return [float(word) for word in text.split(",")]
+        return list(dict.fromkeys(float(word) for word in text.split(",")))
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leaks", type=numbers, default=LEAKS, metavar="A,B,…", help="each > 0 and ≤ 1")
@@ -58,9 +58,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for flag in ("leaks", "gains", "input_scales"):
         if not all(0 < value <= (1 if flag == "leaks" else 1e6) for value in getattr(arguments, flag)):
             raise BadInput(f"--{flag.replace('_', '-')} must be numbers > 0" + " and ≤ 1" * (flag == "leaks"))
-    for flag in ("train_sequences", "final_sequences", "finalists", "hidden_size", "validation_sequences"):
-        if getattr(arguments, flag) < 1:
-            raise BadInput(f"--{flag.replace('_', '-')} must be a whole number ≥ 1")
+    counts = {"train_sequences": 1, "final_sequences": 1, "finalists": 1, "validation_sequences": 1, "threads": 0}
+    for flag, least in {**counts, "hidden_size": ProblemSettings.in_degree}.items():
+        if not least <= getattr(arguments, flag) <= 1_000_000:
+            raise BadInput(f"--{flag.replace('_', '-')} must be a whole number from {least} to 1,000,000")
     return arguments
 
 
@@ -77,7 +78,10 @@ class Sweep:
         self.settings = ProblemSettings(
             hidden_size=arguments.hidden_size, validation_sequences=arguments.validation_sequences
         )
+        self.sources: list[dict] = []  # of all processes that have added rows
         self.rows: list[dict] = self._saved_rows()
+        if (mine := source(__file__)) not in self.sources:
+            self.sources.append(mine)
 
     def _identity(self) -> dict:
         """What rows must share to stand in one file. The leak, gain and input scale of a problem are what is swept."""
@@ -86,12 +90,15 @@ class Sweep:
 
     def _saved_rows(self) -> list[dict]:
         path = self.arguments.out
+        require_writable(path, "--out")
         if not path.exists():
             return []
         try:
             saved = json.loads(path.read_text())
-            problem, rows = saved["problem"], saved["rows"]
-        except (ValueError, KeyError, TypeError):
+            problem, rows, self.sources = saved["problem"], saved["rows"], saved["sources"]
+            for row in rows:
+                row["leak"], row["gain"], row["input_scale"], row["train_sequences"], row["validation_mse"] + 0.0
+        except (OSError, ValueError, KeyError, TypeError):
             raise BadInput(f"--out {path} is no file of this sweep; name another one") from None
         if problem != self._identity():
             raise BadInput(f"--out {path} holds a sweep of another problem; name another file")
@@ -126,7 +133,8 @@ class Sweep:
             return rollout.states(none_N1, none_N1, rollout.drive(input_TEB))
 
         scores, penalty = ridge_scores(states, rollout.size, embeddings, self.workers.map)
-        some_TEB = embeddings.get("validation", torch.arange(64))[:, :-1].permute(1, 2, 0)
+        some = torch.arange(min(64, embeddings.sizes["validation"]))
+        some_TEB = embeddings.get("validation", some)[:, :-1].permute(1, 2, 0)
         return {
             "leak": leak,
             "gain": gain,
@@ -140,12 +148,11 @@ class Sweep:
         }
 
     def _save(self) -> None:
-        self.arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "problem": self._identity(),
             "rows": self.rows,
             "environment": environment(self.workers),
-            "source": source(__file__),
+            "sources": self.sources,
         }
         write_json(self.arguments.out, content)
 

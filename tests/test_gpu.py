@@ -80,6 +80,7 @@ def smoke_run(folder: Path, slug: str, words: list[str], *launcher: str) -> dict
     [
         ("moving-mnist-es-reservoir", []),
         ("moving-mnist-bptt-baseline", ["--batch-size", "150"]),  # three tiles, the last one padded
+        ("moving-mnist-bptt-baseline", ["--trains", "all", "--batch-size", "150"]),
         ("moving-mnist-bptt-baseline", ["--core", "gru", "--batch-size", "150"]),
         ("reservoir-readout-only", []),
     ],

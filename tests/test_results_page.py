@@ -214,13 +214,20 @@ def test_sentences_say_what_the_numbers_carry_and_no_more():
         f"**{SLUG}, preset brief** closes 4.0 % of the gap (paired difference −0.00400 ± 0.07624 over 2 seeds: not "
         "distinguishable from the floor); 10.0 % under ridge refits (paired difference −0.01000 ± 0.00127 over 2 seeds: "
         "distinguishable from the floor).",
-        f"The reference {CEILING}, preset gru beats the ceiling by 0.0500 (0.5000 against 0.5500).",
+        f"The reference {CEILING}, preset gru, on the budget of {CEILING}, preset brief, beats it by 0.0500 (0.5000 against 0.5500).",
     ]
-    worse = render([*floors, *ceiling, *seeds([0.6600, 0.6602], **large), *seeds([0.56], stub="bar", role="reference")])
+    worse = render(
+        [
+            *floors,
+            *ceiling,
+            *seeds([0.6600, 0.6602], **large),
+            *seeds([0.56], stub="bar", role="reference", config=trained_on(50_000)),
+        ]
+    )
     assert (
         "closes −10.1 % of the gap (paired difference +0.01010 ± 0.00127 over 2 seeds: worse than the floor)" in worse
     )
-    assert "The reference bar, preset laptop does not beat the ceiling (0.5600 against 0.5500)." in worse
+    assert f"The reference bar, preset laptop, on the budget of {CEILING}, preset brief, does not beat it" in worse
     alone = [line for line in render(method).splitlines() if line.startswith("- ")]
     assert alone == ["- This problem has no floor and no ceiling yet: the gap closed cannot be given."]
 
