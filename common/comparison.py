@@ -133,12 +133,10 @@ class Difference:
         return "lower" if self.mean < 0 else "higher"
 
     def __str__(self) -> str:
-        return f"{_signed(self.mean)} ± {self.half_width:.5f}"
-
-
-def _signed(value: float) -> str:
-    """`−0.00310`: differences of refitted readouts can be small."""
-    return f"{value:+.5f}".replace("-", "−")
+        """`−0.00310 ± 0.00042`; with more decimals where the half width is smaller: differences of refits can be tiny."""
+        tiny = 0 < self.half_width < 1e-4
+        decimals = min(1 - math.floor(math.log10(self.half_width)), 9) if tiny else 5
+        return f"{self.mean:+.{decimals}f} ± {self.half_width:.{decimals}f}".replace("-", "−")
 
 
 def paired_difference(group: Group, other: Group, key: str) -> Difference:

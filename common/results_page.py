@@ -48,7 +48,9 @@ compares cores, whatever their decoders. Rows with other numbers of training seq
 **Pairs.** The controlled comparison is with the floor of the same preset name and training sequences. Differences are
 method − floor for each seed that both have; their mean is given ± half its 95 % t interval. An interval without zero
 ("lower", "higher") says that on this problem the method's mean over seeds differs from the floor's; as all seeds
-share one reservoir and one test set, it says nothing about others. SPEC.md defines every column.
+share one reservoir and one test set, it says nothing about others. A method gives its decoder the floor's training in the preset
+of the same name; a ceiling, whose decoder learns in the same step as its core, does not, and only its ridge column compares
+cores alone. SPEC.md defines every column.
 """
 UNCOMMITTED = "† Code was not, or not known to be, as committed when this ran; the result file holds its hashes."
 OUTSIDE = {"floor": " (floor)", "ceiling": " (ceiling)", "reference": " (reference)", None: ""}
@@ -233,19 +235,28 @@ def _of_the_readout(results: list[dict], groups: list[Group], scales: list[Scale
 
 
 def _of_a_method(group: Group, groups: list[Group], scales: list[Scale]) -> str:
-    """The gaps that a method closes and whether it can be told from its floor."""
-    floor, parts = floor_like(group, groups), []
-    for scale, where in zip(scales, ("of the gap", "under ridge refits")):
-        if (gap := scale.gap_closed(group)) is None:
-            continue
-        part = f"{percent(gap)} {where}"
-        if floor and len(seeds := shared_seeds(group, floor)) >= 2:
+    """The gaps that a method closes, and whether it can be told from the floor of its own preset."""
+    gaps = {
+        where: scale.gap_closed(group)
+        for scale, where in zip(scales, ("with its own decoder", "under a ridge refit"))
+        if scale.gap_closed(group) is not None
+    }
+    closed = ", ".join(f"{percent(gap)} {where}" for where, gap in gaps.items())
+    sentences = [f"**{group.name}** closes of the gap: {closed}."]
+    best = scales[0].floor
+    if best and best.train_sequences != group.train_sequences:
+        sentences.append(
+            f"The best floor has seen {best.train_sequences or 0:,} training sequences, this method {group.train_sequences or 0:,}."
+        )
+    floor = floor_like(group, groups)
+    if floor and len(seeds := shared_seeds(group, floor)) >= 2:
+        told = {"lower": "distinguishable, and better", "higher": "distinguishable, and worse"}
+        parts = []
+        for scale, where in zip(scales, ("with its own decoder", "under a ridge refit")):
             difference = paired_difference(group, floor, scale.key)
-            told = {"lower": "distinguishable from the floor", "higher": "worse than the floor"}
-            verdict = told.get(difference.verdict, "not distinguishable from the floor")
-            part += f" (paired difference {difference} over {len(seeds)} seeds: {verdict})"
-        parts.append(part)
-    return f"**{group.name}** closes {'; '.join(parts)}."
+            parts.append(f"{difference} {where} ({told.get(difference.verdict, 'not distinguishable')})")
+        sentences.append(f"Paired with the floor of its own preset over {len(seeds)} seeds: {', '.join(parts)}.")
+    return " ".join(sentences)
 
 
 def render_problem(results: list[dict], main: list[dict] | None = None, figures: Iterable[str] = ()) -> str:

@@ -53,11 +53,11 @@ SEQUENCE = 0
 
 
 def moments(steps: int, checkpoints: int) -> Iterator[tuple[int, int]]:
-    """(time step, checkpoint) of every GIF frame: the sequence plays over and over, about FRAMES frames in all. Learning
-    is fast at first, so the checkpoints pass by as a square; the last one has the last third."""
+    """(time step, checkpoint) of every GIF frame: the sequence plays over and over, about FRAMES frames in all, while the
+    checkpoints pass by; the last one has the last third."""
     total = max(1, round(FRAMES / steps)) * steps
     for i in range(total):
-        yield i % steps, round(min(1.5 * i / total, 1.0) ** 2 * (checkpoints - 1))
+        yield i % steps, round(min(1.5 * i / total, 1.0) * (checkpoints - 1))
 
 
 def plane(axes: Axes, target_T2: np.ndarray, prediction_nT2: np.ndarray, explained: float) -> None:
@@ -94,8 +94,8 @@ def animate(run: SavedRun) -> Iterator[np.ndarray]:
     heads = [centre.plot([], [], color=colour, marker="o", ms=9, mec="white")[0] for colour in (INK, VERMILION)]
 
     lines = [line for line in references(run.results) if line.name != "trained core, ridge"]  # the core is frozen
-    learned = validation[1:] if len(validation) > 1 else validation  # at step 0 the readout is zero
-    near, far = near_and_far(lines, learned.min(), float(np.quantile(learned, 0.9)))
+    learned = validation[validation <= np.quantile(validation, 0.85)]  # the first, far above, are cut off
+    near, far = near_and_far(lines, learned.min(), learned.max())
     limits = robust_limits([*learned, *(line.value for line in near)], share=1.0, pad=0.09)
     right.set(xlim=(0, max(evaluated[-1] * steps, 1)), ylim=limits, xlabel="Adam step")
     right.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from common.errors import BadInput, run_main
 from common.figures import (
@@ -86,9 +86,9 @@ def training_curves(run: SavedRun) -> Figure:
     grid = figure.add_gridspec(4, 1, height_ratios=[0.42, 2.2, 1.5, 1.1])
 
     lines = [line for line in references(run.results) if line.name != "trained core, ridge"]  # the core is frozen
-    # At step 0 the readout is zero and predicts the mean.
-    learned = validation[1:] if len(validation) > 1 else validation
-    near, far = near_and_far(lines, min(learned), float(np.quantile(learned, 0.9)))
+    # Of the first half, in which the learning rate is high, only what fits is shown; the panel beneath has all of it.
+    learned = validation[len(validation) // 2 :]
+    near, far = near_and_far(lines, min(learned), max(learned))
     axes, strip = broken_axes(figure, grid, 0, [line.value for line in far])
     draw_references(axes, near)
     if strip:
@@ -103,7 +103,9 @@ def training_curves(run: SavedRun) -> Figure:
     above = np.where(validation > ridge, validation / ridge - 1, np.nan)
     excess.plot(evaluated, above, color=VERMILION, marker=marker, ms=4, lw=1.8)
     excess.set_yscale("log")
-    excess.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    excess.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    excess.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+    excess.yaxis.set_minor_formatter(NullFormatter())
     excess.set_title("How far the validation MSE is above that of the exact (ridge) readout")
     excess.set(xlabel="Adam step", ylabel="above ridge")
     _state_panels(figure, grid[3].subgridspec(1, 3), run, steps)
@@ -247,7 +249,7 @@ def readout(run: SavedRun) -> Figure:
     gain.axhline(0, color=GREY, lw=0.8)
     gain.set_title(f"How much less than {name}")
     gain.set(xlabel="target frame", ylabel="1 − ratio of the errors")
-    gain.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    gain.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
 
     ends = [(float(mse[-1]), line.name, line.colour) for line, mse in curves if line in near]
     label_right(axes, [(float(ours[-1]), "Adam’s readout", VERMILION), *ends])

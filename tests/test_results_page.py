@@ -10,6 +10,7 @@ from made_up import CEILING, FLOOR, PROBLEM, SLUG, build, commit, edit, result, 
 from PIL import Image, PngImagePlugin
 
 from common import catalog, contract, results_figures
+from common.comparison import Difference
 from common.errors import BadInput
 from common.results import ROOT, load_results
 from common.results_page import render, stale_files, write_results
@@ -211,9 +212,9 @@ def test_sentences_say_what_the_numbers_carry_and_no_more():
         "0.7050 → 0.6500, its ridge refit 0.7000 → 0.6600.",
         # Differences −0.010, 0.002: s = 0.012 / √2, t(0.975, 1) = 12.7062, half = 12.7062 · 0.006 = 0.07624.
         # Ridge −0.0099, −0.0101: half = 12.7062 · 0.0001 = 0.00127.
-        f"**{SLUG}, preset brief** closes 4.0 % of the gap (paired difference −0.00400 ± 0.07624 over 2 seeds: not "
-        "distinguishable from the floor); 10.0 % under ridge refits (paired difference −0.01000 ± 0.00127 over 2 seeds: "
-        "distinguishable from the floor).",
+        f"**{SLUG}, preset brief** closes of the gap: 4.0 % with its own decoder, 10.0 % under a ridge refit. Paired with the "
+        "floor of its own preset over 2 seeds: −0.00400 ± 0.07624 with its own decoder (not distinguishable), −0.01000 ± "
+        "0.00127 under a ridge refit (distinguishable, and better).",
         f"The reference {CEILING}, preset gru, on the budget of {CEILING}, preset brief, beats it by 0.0500 (0.5000 against 0.5500).",
     ]
     worse = render(
@@ -224,12 +225,17 @@ def test_sentences_say_what_the_numbers_carry_and_no_more():
             *seeds([0.56], stub="bar", role="reference", config=trained_on(50_000)),
         ]
     )
-    assert (
-        "closes −10.1 % of the gap (paired difference +0.01010 ± 0.00127 over 2 seeds: worse than the floor)" in worse
-    )
+    assert "closes of the gap: −10.1 % with its own decoder" in worse
+    assert "+0.01010 ± 0.00127 with its own decoder (distinguishable, and worse)" in worse
     assert f"The reference bar, preset laptop, on the budget of {CEILING}, preset brief, does not beat it" in worse
     alone = [line for line in render(method).splitlines() if line.startswith("- ")]
     assert alone == ["- This problem has no floor and no ceiling yet: the gap closed cannot be given."]
+
+
+def test_a_tiny_difference_keeps_two_digits_of_its_interval():
+    assert str(Difference(-1.613e-5, 4.31e-6)) == "−0.0000161 ± 0.0000043"
+    assert str(Difference(0.0031, 0.00042)) == "+0.00310 ± 0.00042"
+    assert str(Difference(0.0, 0.0)) == "+0.00000 ± 0.00000"
 
 
 def test_the_main_problem_comes_first_and_others_say_how_they_differ():
