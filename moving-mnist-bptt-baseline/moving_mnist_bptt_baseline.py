@@ -54,11 +54,11 @@ class Config(ProblemSettings, RunSettings):
     rank: int = setting(32, "r, columns of U and V", least=1)
     iterations: int = setting(2000, "Adam steps", least=1, most=10**9)
     batch_size: int = setting(64, "sequences of a minibatch", least=1, most=4096)
-    learning_rate: float = setting(3e-3, "of the core's Adam", above=0, most=1000)
-    decoder_learning_rate: float = setting(6e-3, "of the decoder's Adam", above=0, most=1000)
+    learning_rate: float = setting(3e-3, "of the core's Adam", above=0, most=1e30)
+    decoder_learning_rate: float = setting(6e-3, "of the decoder's Adam", above=0, most=1e30)
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
     rate_warmup: int = setting(100, "iterations in which both learning rates rise from zero", least=0)
-    gradient_clip: float = setting(0.5, "the core's gradient is shortened to this norm", above=0, most=1e6)
+    gradient_clip: float = setting(0.5, "the core's gradient is shortened to this norm", above=0, most=1e30)
 
 
 LAPTOP = dict(iterations=1500, evaluate_every=50)

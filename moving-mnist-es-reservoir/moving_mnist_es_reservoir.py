@@ -62,10 +62,10 @@ class Config(ProblemSettings, RunSettings):
     loss_clip: float = setting(10.0, "members' losses are clipped here before shaping", above=0)
     guard: float = setting(0.95, "a member fails when RMS(h) exceeds this", above=0)
     optimizer: str = setting("adam", "what steps θ along the estimate", choices=("sgd", "adam"))
-    learning_rate: float = setting(1e-4, "of θ", above=0, most=1000)
+    learning_rate: float = setting(1e-4, "of θ", above=0, most=1e30)
     momentum: float = setting(0.9, "of SGD", least=0, most=0.999)
     # The decoder
-    decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0, most=1000)
+    decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0, most=1e30)
     decoder_batch_size: int = setting(32, "sequences of the decoder's minibatches", least=1, most=4096)
     decoder_warmup: int = setting(1000, "decoder steps before the first ES iteration", least=0)
     decoder_steps: int = setting(1, "decoder steps an ES iteration, each on a minibatch", least=1, most=1 << 20)

@@ -98,7 +98,7 @@ def animate(run: SavedRun) -> Iterator[np.ndarray]:
     near, far = near_and_far(lines, learned.min(), learned.max())
     limits = robust_limits([*learned, *(line.value for line in near)], share=1.0, pad=0.09)
     right.set(xlim=(0, max(evaluated[-1] * steps, 1)), ylim=limits, xlabel="Adam step")
-    right.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    right.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
     right.tick_params(labelsize=8)
     draw_references(right, near)
     labels = [(x.value, f"{x.short} {x.value:.4f}".replace("frozen core", "exact"), x.colour) for x in near]

@@ -45,7 +45,7 @@ class Config(ProblemSettings, RunSettings):
         10, "Adam steps of an iteration, each on a minibatch of its own", least=1, most=1 << 20
     )
     batch_size: int = setting(32, "sequences of a minibatch", least=1, most=4096)
-    learning_rate: float = setting(6e-3, "of Adam", above=0, most=1000)
+    learning_rate: float = setting(6e-3, "of Adam", above=0, most=1e30)
     schedule: str = setting("cosine", "of the learning rate over the run", choices=SCHEDULES)
 
 

@@ -147,7 +147,7 @@ def _state_panels(figure: Figure, grid, run: SavedRun, steps: int) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_ylabel(label, fontsize=9)
         axes.set_xlabel("Adam step", fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         x, y = run.column(key)
         if key == "train_loss":
             curve_with_mean(axes, x * steps, y, colour, odd_window(len(y)))

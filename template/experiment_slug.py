@@ -35,7 +35,7 @@ class Config(ProblemSettings, RunSettings):
 
     iterations: int = setting(2000, "Adam steps", least=1, most=10**9)
     batch_size: int = setting(32, "sequences of a minibatch", least=1, most=4096)
-    learning_rate: float = setting(1e-3, "of Adam", above=0, most=1000)
+    learning_rate: float = setting(1e-3, "of Adam", above=0, most=1e30)
     schedule: str = setting("cosine", "of the learning rate over the run", choices=SCHEDULES)
 
 

@@ -30,7 +30,7 @@ def test_columns_of_w0_are_uniform():
 
 @pytest.mark.parametrize(("scale", "std"), [("std", 0.9 / math.sqrt(50)), ("variance", math.sqrt(0.9 / math.sqrt(50)))])
 def test_weight_scale_is_a_standard_deviation_or_a_variance(scale, std):
-    value = draw_reservoir(500, 50, seed=1, weight_scale=scale).value_Nk
+    value = draw_reservoir(500, 50, seed=1, gain=0.9, weight_scale=scale).value_Nk
     assert value.std().item() == pytest.approx(std, rel=0.02)
     assert abs(value.mean().item()) < 5 * std / math.sqrt(value.numel())
 
