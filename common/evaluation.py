@@ -165,9 +165,8 @@ def ridge_scores(
 
     def states_and_targets(split: str, index_B: Tensor) -> tuple[Tensor, Tensor]:
         input_TEB, target_TEB = inputs_and_targets(embeddings.get(split, index_B))
-        # Half precision would blur errors.
         states_NTB = states(input_TEB)
-        dtype = torch.promote_types(states_NTB.dtype, torch.float32)
+        dtype = torch.promote_types(states_NTB.dtype, torch.float32)  # half precision would blur errors
         return states_NTB.to(dtype), target_TEB.transpose(0, 1).to(dtype)
 
     def products(tile: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:

@@ -362,8 +362,9 @@ def _print_score(training: Training) -> None:
     training.restore_best()
     test, validation = training.score("test"), training.score("validation")
     if training.workers.is_main:
+        iteration = training.best["iteration"] if training.best else training.iteration
         print(
-            f"iteration {training.best['iteration'] if training.best else training.iteration}: test MSE {test.mse:.4f}, last frame {test.last_frame:.4f}, "
+            f"iteration {iteration}: test MSE {test.mse:.4f}, last frame {test.last_frame:.4f}, "
             f"validation MSE {validation.mse:.4f}"
         )
         if path := training.config.public_test_file:
@@ -404,8 +405,6 @@ def _results(
 ) -> dict:
     """results.json, schema 1 (see SPEC.md)."""
     config, problem, workers, embeddings = training.config, training.problem, training.workers, training.embeddings
-    frozen = Rollout(problem.reservoir(), config.leak, 1.0, workers.device, training.rollout.dtype)
-    none_N1 = torch.zeros(config.hidden_size, 1, device=workers.device)
 
     def ridge_of(states: Callable[[Tensor], Tensor]) -> dict[str, Score]:
         scores, penalty = ridge_scores(states, config.hidden_size, embeddings, workers.map_on_node)
@@ -418,6 +417,8 @@ def _results(
     if training.core_is_frozen():
         ridge["_at_start"] = ridge[""]
     elif training.starts_from_reservoir:
+        frozen = Rollout(problem.reservoir(), config.leak, 1.0, workers.device, training.rollout.dtype)
+        none_N1 = torch.zeros(config.hidden_size, 1, device=workers.device)
         ridge["_at_start"] = ridge_of(lambda input_TEB: frozen.states(none_N1, none_N1, frozen.drive(input_TEB)))
         if control := training.control():
             ridge["_shuffled"] = ridge_of(control)

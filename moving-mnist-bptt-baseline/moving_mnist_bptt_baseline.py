@@ -291,8 +291,9 @@ class Training(experiment.Training):
         for weight, gradient in zip(self.core.parameters, core_gradients):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.core.parameters, config.gradient_clip, foreach=False)
+        rate = self._rate(config.learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(config.learning_rate)
+            group["lr"] = rate
         self.optimizer.step()
         self.decoder.update((grad_EN, grad_E), self._rate(config.decoder_learning_rate))
 
@@ -302,7 +303,7 @@ class Training(experiment.Training):
             "iteration": iteration,
             "train_loss": loss,
             "gradient_norm": float(norm),
-            "learning_rate": self._rate(config.learning_rate),
+            "learning_rate": rate,
             "u_norm": float(self.u_Nr.detach().norm()),
             "v_norm": float(self.v_Nr.detach().norm()),
             "h_rms": h_rms,
