@@ -42,10 +42,10 @@ class GaussianNoise:
         shape = (len(pairs_P), self.size, self.rank)
         return draw_PD[:, :half].reshape(shape), draw_PD[:, half:].reshape(shape)
 
-    def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float, sequences: int):
+    def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float):
         """The members θ ± σε of these pairs, ready for a rollout tile."""
         e_u_PNr, e_v_PNr = self.draw(iteration, pairs_P)
-        return GaussianAdapter(u_Nr, v_Nr, e_u_PNr.to(u_Nr.dtype), e_v_PNr.to(u_Nr.dtype), sigma, sequences)
+        return GaussianAdapter(u_Nr, v_Nr, e_u_PNr.to(u_Nr.dtype), e_v_PNr.to(u_Nr.dtype), sigma)
 
     def weighted_sum(self, weights_GK: Tensor, iteration: int, map_tasks=map) -> tuple[Tensor, Tensor]:
         """Σ_i w_gi ε_i for G rows of weights at once: float32 (G, K) → (G, N, r) for U and for V."""
@@ -76,10 +76,10 @@ class RankOneNoise:
         draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), 2 * (self.size + self.rank), pairs_P.device)
         return draw.split((self.size, self.rank, self.size, self.rank), dim=1)
 
-    def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float, sequences: int):
+    def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float):
         """The members θ ± σε of these pairs, ready for a rollout tile."""
         factors = (factor.to(u_Nr.dtype) for factor in self.draw(iteration, pairs_P))
-        return RankOneAdapter(u_Nr, v_Nr, *factors, sigma, sequences)
+        return RankOneAdapter(u_Nr, v_Nr, *factors, sigma)
 
     def weighted_sum(self, weights_GK: Tensor, iteration: int, map_tasks=map) -> tuple[Tensor, Tensor]:
         """Σ_i w_gi ε_i for G rows of weights at once: float32 (G, K) → (G, N, r) for U and for V, as thin products."""

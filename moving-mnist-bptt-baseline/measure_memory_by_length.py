@@ -247,7 +247,7 @@ class Minibatch:
 
     def pair(self) -> None:
         noise = self.a_1N, self.b_1r, self.c_1N, self.d_1r
-        adapter = RankOneAdapter(self.u_Nr, self.v_Nr, *noise, sigma=0.01, sequences=self.batch)
+        adapter = RankOneAdapter(self.u_Nr, self.v_Nr, *noise, sigma=0.01)
         self._errors(adapter, 2, self.rollout.drive(self.input_TEB)[:, :, None, None])
 
     @torch.no_grad()

@@ -128,7 +128,8 @@ def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
 
 def tile_pairs(config: Config, workers: Workers) -> int:
     """Pairs that are evaluated side by side; by rule, see common/rollout.py."""
-    return pairs_per_tile(config.population_pairs, config.batch_size, workers.device.type)
+    dtype = getattr(torch, config.dtype)
+    return pairs_per_tile(config.population_pairs, config.batch_size, config.hidden_size, dtype, workers.device.type)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ class Training(experiment.Training):
 
         def evaluate(tile: int) -> Tensor:
             pairs_P = torch.arange(tile * pairs, (tile + 1) * pairs)  # past the population in the last tile: padding
-            adapter = self.noise.adapter(u_Nr, v_Nr, iteration, pairs_P.to(device), sigma, batch)
+            adapter = self.noise.adapter(u_Nr, v_Nr, iteration, pairs_P.to(device), sigma)
             drive_TNDSB, target_TEDSB = shared if shared else load(self.OWN + pairs_P)
             result = self.rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, columns)
             loss_P2 = result.error_TC.sum(dim=0).view(columns).mean(dim=2) / per_member
@@ -338,7 +339,7 @@ class Training(experiment.Training):
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            adapter = noise.adapter(u_Nr, v_Nr, 1, torch.arange(pairs, device=workers.device), config.sigma, batch)
+            adapter = noise.adapter(u_Nr, v_Nr, 1, torch.arange(pairs, device=workers.device), config.sigma)
             drive_TNDSB, target_TEDSB = (x.unflatten(2, (depth, 1, batch)) for x in (rollout.drive(z_TEB), z_TEB))
             result = rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, (pairs, 2, batch))
             result.failed_C.any().item()  # on a GPU: wait for it

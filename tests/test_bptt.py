@@ -131,7 +131,7 @@ def test_without_noise_a_member_of_the_population_has_the_loss_of_the_forward_pa
     expected = float((prediction_TEB - target_TEB).double().square().mean())
     for name in es.NOISES:
         noise = es.make_noise(name, 0, 48, 2)
-        adapter = noise.adapter(training.u_Nr, training.v_Nr, 1, torch.arange(2), 0.0, batch)
+        adapter = noise.adapter(training.u_Nr, training.v_Nr, 1, torch.arange(2), 0.0)
         drive_TNDSB = training.rollout.drive(input_TEB)[:, :, None, None]
         result = training.rollout.errors(
             adapter, drive_TNDSB, target_TEB[:, :, None, None], *training.decoder.frozen_copy(), (2, 2, batch)

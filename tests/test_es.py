@@ -195,7 +195,7 @@ def test_es_through_the_rollout_agrees_with_autograd(kind):
     drive, aim = rollout.drive(z[:-1])[:, :, None, None], z[1:][:, :, None, None]
     losses = []
     for ids in torch.arange(pairs).split(500):
-        adapter = noise.adapter(u.detach(), v.detach(), 1, ids, sigma, batch)
+        adapter = noise.adapter(u.detach(), v.detach(), 1, ids, sigma)
         error = rollout.errors(adapter, drive, aim, weight, bias, (500, 2, batch)).error_TC
         losses.append(error.sum(dim=0).view(500, 2, batch).mean(dim=2) / (4 * 128))
     weights = es.pair_weights(torch.cat(losses), no_failures(pairs), "raw")

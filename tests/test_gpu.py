@@ -29,7 +29,7 @@ def losses(device, dtype, kind, sigma=0.02):
     z = torch.randn(STEPS + 1, 128, BATCH, generator=generator)
     rollout = Rollout(draw_reservoir(SIZE, 30, seed=0), 0.5, 0.95, device, dtype)
     ids = torch.arange(PAIRS, device=device)
-    adapter = es.make_noise(kind, 1, SIZE, RANK).adapter(u.to(device, dtype), v.to(device, dtype), 1, ids, sigma, BATCH)
+    adapter = es.make_noise(kind, 1, SIZE, RANK).adapter(u.to(device, dtype), v.to(device, dtype), 1, ids, sigma)
     drive, target = rollout.drive(z[:-1].to(device))[:, :, None, None], z[1:].to(device)[:, :, None, None]
     result = rollout.errors(adapter, drive, target, weight.to(device), bias.to(device), (PAIRS, 2, BATCH))
     assert not result.failed_C.any()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import philox
 from common.philox import Purpose, gaussian, integers, key_of, permutation, philox_4x32, signs, stream_words
 
 FULL = 0xFFFFFFFF
@@ -175,3 +176,15 @@ def test_permutation_is_one_and_follows_its_seed():
     assert order.tolist() != permutation(4, Purpose.CONTROL, 1000).tolist()
     # Spearman's correlation of a random order with the identity has standard deviation 1/√999.
     assert abs(np.corrcoef(order.numpy(), np.arange(1000))[0, 1]) < 5 / np.sqrt(999)
+
+
+@pytest.mark.parametrize(
+    "ids", [(torch.arange(5), 7), (3, 4), (torch.tensor([2**31, 2**32 - 1]), torch.tensor([5, 6]))]
+)
+@pytest.mark.parametrize("count", [1, 4, 33])
+def test_what_a_gpu_computes_is_what_a_cpu_computes(ids, count):
+    """The two implementations side by side on a CPU; that a GPU's integers agree with a CPU's is in test_gpu.py."""
+    here = philox._stream_words_numpy(12345678901, Purpose.NOISE, ids, count)
+    there = philox._stream_words_torch(12345678901, Purpose.NOISE, ids, count, "cpu")
+    assert here.dtype == there.dtype == torch.int64 and torch.equal(here, there)
+    assert torch.equal(philox._bits_numpy(here).long(), philox._bits_torch(there))

@@ -1,5 +1,6 @@
 """The fast rollout against the equation in float64, one member at a time."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,15 @@ import torch
 from common import es
 from common.encoder import EMBEDDING
 from common.reservoir import draw_reservoir, rollout_reference
-from common.rollout import COLUMNS, MOST_PAIRS, Rollout, SharedAdapter, pairs_per_tile
+from common.rollout import (
+    LEAST_COLUMNS,
+    MOST_COLUMNS,
+    MOST_PAIRS,
+    Rollout,
+    SharedAdapter,
+    columns_per_tile,
+    pairs_per_tile,
+)
 
 N, R, T, B = 120, 3, 5, 4
 SIGMA, LEAK = 0.05, 0.4
@@ -58,7 +67,7 @@ def test_population_equals_a_loop_over_members(kind, own_data, dtype, in_degree)
     rollout = Rollout(reservoir, LEAK, 0.95, "cpu", dtype)
     assert (rollout.dense_NN is None) == (in_degree == 5)
     drive = rollout.drive(inputs.to(dtype)).unflatten(2, (depth, 1, B))
-    adapter = noise.adapter(u.to(dtype), v.to(dtype), 2, ids, SIGMA, B)
+    adapter = noise.adapter(u.to(dtype), v.to(dtype), 2, ids, SIGMA)
     result = rollout.errors(adapter, drive, target.to(dtype).unflatten(2, (depth, 1, B)), weight, bias, (pairs, 2, B))
     got = result.error_TC.view(T, pairs, 2, B)
 
@@ -88,7 +97,7 @@ def test_two_signs_of_zero_noise_are_the_unperturbed_network():
     rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95)
     drive, aim = rollout.drive(inputs)[:, :, None, None], target[:, :, None, None]
     for kind in es.NOISES:
-        adapter = es.make_noise(kind, 0, N, R).adapter(u, v, 1, torch.arange(2), 0.0, B)
+        adapter = es.make_noise(kind, 0, N, R).adapter(u, v, 1, torch.arange(2), 0.0)
         error = rollout.errors(adapter, drive, aim, weight, bias, (2, 2, B)).error_TC.view(T, 2, 2, B)
         assert torch.equal(error[:, :, 0], error[:, :, 1])
         plain = rollout.errors(SharedAdapter(u, v), drive, aim, weight, bias, (1, 1, B)).error_TC
@@ -101,7 +110,7 @@ def test_a_members_loss_does_not_depend_on_its_tile_mates():
     noise = es.make_noise("rank1", 3, N, R)
 
     def losses(ids):
-        adapter = noise.adapter(u, v, 1, torch.tensor(ids), SIGMA, B)
+        adapter = noise.adapter(u, v, 1, torch.tensor(ids), SIGMA)
         tile = rollout.errors(
             adapter, rollout.drive(inputs)[:, :, None, None], target[:, :, None, None], weight, bias, (2, 2, B)
         )
@@ -120,7 +129,7 @@ def test_a_failing_member_is_named_and_harms_nobody(kind, poison):
     noise = es.make_noise(kind, 3, N, R)
 
     def run(drive_TNB):
-        adapter = noise.adapter(u, v, 1, torch.arange(pairs), SIGMA, B)
+        adapter = noise.adapter(u, v, 1, torch.arange(pairs), SIGMA)
         shape = (pairs, 1, B)
         return rollout.errors(
             adapter, drive_TNB.unflatten(2, shape), target.unflatten(2, shape), weight, bias, (pairs, 2, B)
@@ -137,28 +146,72 @@ def test_a_failing_member_is_named_and_harms_nobody(kind, poison):
         assert torch.equal(sick.error_TC.view(T, pairs, 2, B)[:, pair], healthy.error_TC.view(T, pairs, 2, B)[:, pair])
 
 
-def test_a_tile_in_which_all_have_failed_ends_early():
+def test_a_tile_in_which_all_have_failed_ends_early(monkeypatch):
     u, v, weight, bias, inputs, target = made_up(torch.float32)
     rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95)
     drive = rollout.drive(inputs * math.nan)
     steps = []
-    original = rollout.outside_guard
-    rollout.outside_guard = lambda h: (steps.append(1), original(h))[1]
+    original = rollout.recurrent
+    monkeypatch.setattr(rollout, "recurrent", lambda h: (steps.append(1), original(h))[1])
+    monkeypatch.setattr("common.rollout.SCORED_AT_ONCE", 2)
     result = rollout.errors(
         SharedAdapter(u, v), drive[:, :, None, None], target[:, :, None, None], weight, bias, (1, 1, B)
     )
-    assert result.failed_C.all() and len(steps) == 1
+    assert result.failed_C.all() and len(steps) == 1  # two of five steps, and the first has no product
 
 
-def test_the_guard_is_a_threshold_on_the_rms_of_the_state():
-    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.5)
-    h = torch.full((N, 4), 0.499)
-    h[:, 1], h[:, 2], h[0, 3] = 0.501, -0.501, math.nan
-    assert rollout.outside_guard(h).tolist() == [False, True, True, True]
+@pytest.mark.parametrize("scored_at_once", [1, 2, 5, 7])
+def test_the_guard_is_a_threshold_on_the_rms_of_the_state_at_any_step(monkeypatch, scored_at_once):
+    # With leak 1 and no weights the state is tanh(drive): it can be put anywhere.
+    monkeypatch.setattr("common.rollout.SCORED_AT_ONCE", scored_at_once)
+    plain = draw_reservoir(N, 5, seed=1)
+    rollout = Rollout(dataclasses.replace(plain, value_Nk=torch.zeros_like(plain.value_Nk)), 1.0, guard=0.5)
+    for step in range(T):
+        h_TNB = torch.full((T, N, 4), 0.499)
+        h_TNB[step, :, 1], h_TNB[step, :, 2], h_TNB[step, 0, 3] = 0.501, -0.501, math.nan
+        drive_TNDSB, none = h_TNB.atanh()[:, :, None, None], torch.zeros(N, 1)
+        weight, target = torch.zeros(EMBEDDING, N), torch.zeros(T, EMBEDDING, 1, 1, 4)
+        args = (SharedAdapter(none, none), drive_TNDSB, target, weight, torch.zeros(EMBEDDING), (1, 1, 4))
+        assert rollout.errors(*args).failed_C.tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("kind", es.NOISES)
+def test_the_states_that_members_visited_come_back_on_request(kind):
+    u, v, weight, bias, inputs, target = made_up()
+    reservoir = draw_reservoir(N, 5, seed=1)
+    rollout = Rollout(reservoir, LEAK, 0.95, dtype=torch.float64)
+    noise, ids = es.make_noise(kind, 7, N, R), torch.tensor([4, 5])
+    e_u, e_v = dense_noise(kind, noise.draw(2, ids))
+    drive, aim = rollout.drive(inputs)[:, :, None, None], target[:, :, None, None]
+
+    def run(keep_states):
+        adapter = noise.adapter(u, v, 2, ids, SIGMA)
+        return rollout.errors(adapter, drive, aim, weight, bias, (2, 2, B), keep_states=keep_states)
+
+    kept, plain = run(True), run(False)
+    assert plain.states_TNC is None and torch.equal(kept.error_TC, plain.error_TC)
+    for pair in range(2):
+        for s, sign in enumerate((1, -1)):
+            expected = rollout_reference(
+                reservoir.to("cpu", torch.float64),
+                u + sign * SIGMA * e_u[pair],
+                v + sign * SIGMA * e_v[pair],
+                LEAK,
+                inputs.permute(0, 2, 1),
+            )
+            got = kept.states_TNC.view(T, N, 2, 2, B)[:, :, pair, s]
+            assert torch.allclose(got, expected.transpose(1, 2), atol=1e-12)
 
 
 def test_tiles_follow_the_written_rule():
-    assert pairs_per_tile(32, 32, "cpu") == COLUMNS["cpu"] // 64 == 2
-    assert pairs_per_tile(32, 64, "cuda") == 4  # the brief's K on eight GPUs: eight members a rank
-    assert pairs_per_tile(1, 4096, "cpu") == 1
-    assert pairs_per_tile(10**6, 1, "cuda") == MOST_PAIRS
+    def pairs(population, batch, size=2000, dtype=torch.float32, device="cpu"):
+        return pairs_per_tile(population, batch, size, dtype, device)
+
+    # 2,000 units × 128 columns × 4 bytes fit a megabyte of cache, 256 columns do not.
+    assert columns_per_tile(2000, torch.float32, "cpu") == 128 and pairs(32, 32) == 2
+    assert columns_per_tile(2000, torch.float64, "cpu") == 64 and pairs(32, 32, dtype=torch.float64) == 1
+    assert columns_per_tile(64, torch.float32, "cpu") == MOST_COLUMNS
+    assert columns_per_tile(10**5, torch.float32, "cpu") == LEAST_COLUMNS
+    assert pairs(32, 64, dtype=torch.float16, device="cuda") == 4  # the brief's K on eight GPUs: eight members a rank
+    assert pairs(1, 4096) == 1
+    assert pairs(10**6, 1, device="cuda") == MOST_PAIRS
