@@ -1,0 +1,82 @@
+"""Noise projected on the visited states: against a QR factorisation, and for what it promises."""
+
+import pytest
+import torch
+
+from common import es
+from common.encoder import EMBEDDING
+from common.projection import project, visited_states
+from common.reservoir import draw_reservoir
+from common.rollout import Rollout
+
+N, R, T, P = 60, 3, 6, 4
+SIGMA, LEAK = 1e-3, 0.5
+
+
+def tile(batch: int):
+    """A small population on data of its own in float64: (rollout arguments, noise, result with states)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    u, v, z = draw(N, R) * 0.3, draw(N, R) / N**0.5, draw(T + 1, EMBEDDING, P * batch)
+    weight, bias = draw(EMBEDDING, N) * 0.1, draw(EMBEDDING) * 0.1
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95, dtype=torch.float64)
+    noise, ids, columns = es.RankOneNoise(7, N, R), torch.arange(P), (P, 2, batch)
+    drive, target = (x.unflatten(2, (P, 1, batch)) for x in (rollout.drive(z[:-1]), z[1:]))
+
+    def run(draw_abcd):
+        factors = [factor.to(torch.float64) for factor in draw_abcd]
+        adapter = es.RankOneAdapter(u, v, *factors, SIGMA)
+        return rollout.errors(adapter, drive, target, weight, bias, columns, keep_states=True)
+
+    return run, noise.draw(1, ids), columns
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_projection_is_that_of_a_qr_factorisation(batch):
+    run, (a, b, c, d), columns = tile(batch)
+    states_PNM = visited_states(run((a, b, c, d)).states_TNC, columns)
+    assert states_PNM.shape == (P, N, (T - 1) * batch)
+    basis_PNM = torch.linalg.qr(states_PNM).Q
+    expected = torch.bmm(basis_PNM, torch.bmm(basis_PNM.mT, c.to(torch.float64).unsqueeze(2))).squeeze(2)
+    got = project(states_PNM, c)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got.to(torch.float64), expected, atol=1e-5)
+    # It is a projection: what is left is orthogonal to every visited state, and it is the smaller part.
+    assert (expected.norm(dim=1) ** 2 / N).mean() == pytest.approx((T - 1) * batch / N, rel=0.5)
+
+
+def test_visited_states_are_the_means_of_the_two_signs_by_pair_and_sequence():
+    run, factors, columns = tile(batch=3)
+    states_TNC = run(factors).states_TNC
+    got = visited_states(states_TNC, columns)
+    for pair in range(P):
+        for step in range(T - 1):
+            for sequence in range(3):
+                plus, minus = (states_TNC[step][:, (pair * 2 + sign) * 3 + sequence] for sign in (0, 1))
+                assert torch.equal(got[pair, :, step * 3 + sequence], (plus + minus) * 0.5)
+
+
+def test_losses_know_nothing_of_the_part_that_is_left_out():
+    """With c replaced by its projection the difference of a pair's losses stays, to first order in σ; with what was left out
+    in its place it vanishes. Noise of U off, so that V's alone is seen."""
+    run, (a, b, c, d), columns = tile(batch=1)
+    a = torch.zeros_like(a)
+
+    def differences(c_PN):
+        loss = run((a, b, c_PN, d)).error_TC.sum(dim=0).view(P, 2)
+        return loss[:, 0] - loss[:, 1]
+
+    c = c.to(torch.float64)
+    inside = project(visited_states(run((a, b, c, d)).states_TNC, columns), c)
+    whole = differences(c)
+    assert torch.allclose(differences(inside), whole, rtol=1e-3)
+    assert (differences(c - inside).abs() < 1e-3 * whole.abs()).all()
+
+
+def test_states_that_are_not_numbers_raise():
+    states = torch.full((1, N, 3), torch.nan)
+    with pytest.raises(torch.linalg.LinAlgError):
+        project(states, torch.ones(1, N))
