@@ -9,17 +9,19 @@ tile when the tile is evaluated, and drawn again, on every rank alike, when the 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from common.philox import Purpose, gaussian, signs
+from common.philox import MASK, Purpose, gaussian, signs, signs_of_words, stream_words
 from common.rollout import GaussianAdapter, RankOneAdapter
 
 NOISES = ("gaussian", "rank1")
 SHAPINGS = ("raw", "zscore", "centered-rank")
 FAILURES = ("remove", "penalise")
 SIGMA_SCHEDULES = ("fixed", "cosine", "adaptive")
+CHUNKS_AT_ONCE = 16
 
 
 # --- Noise -----------------------------------------------------------------------------------------------------------
@@ -73,7 +75,14 @@ class RankOneNoise:
 
     def draw(self, iteration: int, pairs_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a (P, N), b (P, r), c (P, N), d (P, r), float32 ±1, for global pair ids int64 (P,)."""
-        draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), 2 * (self.size + self.rank), pairs_P.device)
+        count = 2 * (self.size + self.rank)
+        chunks_P = pairs_P // self.CHUNK
+        # On a GPU to look at the ids would be to wait for it, and a hundred small operations are queued ahead of the work.
+        if pairs_P.device.type == "cpu" and (chunks_P == chunks_P[0]).all():
+            words = _packed_signs(self.seed, iteration, int(chunks_P[0]), self.CHUNK, count, str(pairs_P.device))
+            draw = signs_of_words(words[pairs_P % self.CHUNK].to(torch.int64) & MASK)[:, :count]
+        else:
+            draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), count, pairs_P.device)
         return draw.split((self.size, self.rank, self.size, self.rank), dim=1)
 
     def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float):
@@ -94,15 +103,27 @@ class RankOneNoise:
         return _sum_chunks(partial, weights_GK, self.CHUNK, (self.size, self.rank), map_tasks)
 
 
+@lru_cache(maxsize=4)
+def _packed_signs(seed: int, iteration: int, chunk: int, pairs: int, count: int, device: str) -> Tensor:
+    """32 signs a word, int32 (pairs, count / 32), of a chunk of pairs: half a kilobyte a pair at N = 2000, r = 32.
+
+    A hundred small operations make the words of two pairs or of a thousand: tiles take theirs from here, and so does the
+    update at the end of the iteration.
+    """
+    pairs_P = torch.arange(chunk * pairs, (chunk + 1) * pairs, device=device)
+    return stream_words(seed, Purpose.NOISE, (pairs_P, iteration), -(-count // 32), device).to(torch.int32)
+
+
 def _sum_chunks(partial, weights_GK: Tensor, chunk: int, shape: tuple[int, int], map_tasks) -> tuple[Tensor, Tensor]:
     """Sum `partial((pairs_P, weights_GP))` over chunks of pairs, always in the order of the pairs."""
     pairs_K = torch.arange(weights_GK.shape[1], device=weights_GK.device)
     tasks = list(zip(pairs_K.split(chunk), weights_GK.split(chunk, dim=1), strict=True))
     sum_u_GNr = torch.zeros((len(weights_GK), *shape), device=weights_GK.device)
     sum_v_GNr = torch.zeros_like(sum_u_GNr)
-    for part_u_GNr, part_v_GNr in map_tasks(partial, tasks):
-        sum_u_GNr += part_u_GNr
-        sum_v_GNr += part_v_GNr
+    for start in range(0, len(tasks), CHUNKS_AT_ONCE):  # not all at once: each holds a matrix for U and for V
+        for part_u_GNr, part_v_GNr in map_tasks(partial, tasks[start : start + CHUNKS_AT_ONCE]):
+            sum_u_GNr += part_u_GNr
+            sum_v_GNr += part_v_GNr
     return sum_u_GNr, sum_v_GNr
 
 

@@ -55,7 +55,8 @@ class Training:
         """guard: see Rollout; the default can never be exceeded."""
         self.config, self.problem, self.embeddings, self.workers = config, problem, embeddings, workers
         dtype = getattr(torch, config.dtype)
-        self.rollout = Rollout(problem.reservoir(), config.leak, guard, workers.device, dtype)
+        kernel = getattr(config, "kernel", "torch")
+        self.rollout = Rollout(problem.reservoir(), config.leak, guard, workers.device, dtype, kernel)
         self.u_Nr, self.v_Nr = (factor.to(workers.device) for factor in self.start_adapter(config))
         self.decoder = DecoderTraining(config.hidden_size, workers.device)
         self.showcase = Showcase(embeddings)

@@ -111,15 +111,29 @@ def _gaussian_table(device: str) -> torch.Tensor:
 def gaussian(seed: int, purpose: Purpose, ids: tuple, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Standard normal float32 (M, count), two a word; `ids` as in `stream_words`."""
     words = stream_words(seed, purpose, ids, -(-count // 2), device)
-    index = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :count]
-    return _gaussian_table(str(device))[index]
+    index = (_halves_numpy if words.device.type == "cpu" else _halves_torch)(words)
+    table = _gaussian_table(str(device))
+    return table.index_select(0, index[:, :count].flatten()).view(len(index), count)
+
+
+def _halves_numpy(words: torch.Tensor) -> torch.Tensor:
+    """int64 (M, W) → int32 (M, 2 W), the low 16 bits of a word first, whatever the byte order of this machine."""
+    return torch.from_numpy(words.numpy().astype("<u4").view("<u2").astype(np.int32))
+
+
+def _halves_torch(words: torch.Tensor) -> torch.Tensor:
+    return torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)
 
 
 def signs(seed: int, purpose: Purpose, ids: tuple, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """±1 as float32 (M, count), 32 a word, lowest bit first; exact on any device. `ids` as in `stream_words`."""
-    words = stream_words(seed, purpose, ids, -(-count // 32), device)
+    return signs_of_words(stream_words(seed, purpose, ids, -(-count // 32), device))[:, :count]
+
+
+def signs_of_words(words: torch.Tensor) -> torch.Tensor:
+    """int64 (M, W) → ±1 as float32 (M, 32 W): bit 1 is +1, the lowest bit of a word first."""
     bits = (_bits_numpy if words.device.type == "cpu" else _bits_torch)(words)
-    return bits[:, :count].to(torch.float32).mul_(2).sub_(1)
+    return bits.to(torch.float32).mul_(2).sub_(1)
 
 
 def _bits_numpy(words: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,26 @@ What differs between members is the adapter, and there is one small class for ea
 
 The time loop is a dozen calls into torch a step, in place and into buffers that are made before it: at the brief's size a
 step takes a millisecond, and two threads that both came back to Python some thirty times a step would wait for each other.
+
+On a GPU W0 is dense, and there are four ways to run a tile (`KERNELS`):
+
+    torch      the same calls as on a CPU, one after another
+    graph      the same, all T steps captured once as a CUDA graph and launched as a whole
+    epilogue   graph, with everything after W0 h in one kernel (common/epilogue.py)
+    fused      rank-one tiles in one kernel for all steps, W0 sparse, the state on chip (common/fused.py)
+
+Only what has been measured to be faster becomes the default, and on a GPU nothing has been yet: `torch`.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.errors import BadInput
 from common.reservoir import Reservoir
 
 STATE_BYTES = 2**20  # of a CPU tile: it stays in a core's L2 cache, which the sparse product reads k times a step
@@ -28,6 +40,8 @@ MOST_PAIRS = 32  # rank-one corrections ride along as extra columns of the adapt
 SPARSE_BELOW = (
     1 / 10
 )  # share of non-zero weights; measured on CPUs: a dense product does ten times the work in the same time
+KERNELS = ("torch", "graph", "epilogue", "fused")
+MOST_UNGUARDED = 1000  # steps; a guard of 1 or more can never be left
 SCORED_AT_ONCE = 4  # steps whose predictions are scored together
 
 
@@ -39,31 +53,59 @@ def columns_per_tile(size: int, dtype: torch.dtype, device_type: str) -> int:
     return min(max(1 << (fitting.bit_length() - 1), LEAST_COLUMNS), MOST_COLUMNS)
 
 
-def pairs_per_tile(population_pairs: int, batch_size: int, size: int, dtype: torch.dtype, device_type: str) -> int:
+def pairs_per_tile(
+    population_pairs: int,
+    batch_size: int,
+    size: int,
+    dtype: torch.dtype,
+    device_type: str,
+    kernel: str = "torch",
+) -> int:
     """How many pairs share a tile. A rule over the shape alone, never over speed or the number of ranks.
 
     As many as fill the device's column target, but no more than an eighth of the population, so that eight ranks all have
     work at the brief's K = 32.
     """
     fitting = columns_per_tile(size, dtype, device_type) // (2 * batch_size)
-    return max(1, min(fitting, -(-population_pairs // GPUS_PER_NODE), MOST_PAIRS))
+    most = fitting if kernel == "fused" else MOST_PAIRS
+    return max(1, min(fitting, -(-population_pairs // GPUS_PER_NODE), most))
+
+
+def require_kernel(kernel: str, device_type: str, dtype: str) -> None:
+    """Raises BadInput where a tile cannot be run that way."""
+    if kernel == "torch":
+        return
+    if device_type != "cuda":
+        raise BadInput(f"--kernel {kernel} needs a CUDA device; on a CPU choose torch")
+    if kernel in ("epilogue", "fused"):
+        if dtype not in ("float16", "float32"):
+            raise BadInput(f"--kernel {kernel} takes --dtype float16 or float32, not {dtype}")
+        from common.fused import available
+
+        if not available(device_type):
+            raise BadInput(f"--kernel {kernel} needs the package triton, which is not installed")
 
 
 class SharedAdapter:
     """U (Vᵀ h) with the same U, V (N, r) for every column."""
 
+    inputs = ("left_NA", "right_AN")
+
     def __init__(self, u_Nr: Tensor, v_Nr: Tensor):
-        self.u_Nr, self.v_rN = u_Nr, v_Nr.T.contiguous()
+        self.left_NA, self.right_AN = u_Nr, v_Nr.T.contiguous()
 
     def prepare(self, columns: tuple[int, int, int]) -> None:
         """Make the buffers for a tile of (P, S, B) columns."""
         pairs, signs, sequences = columns
-        self.p_rC = self.u_Nr.new_empty(self.u_Nr.shape[1], pairs * signs * sequences)
+        self.w_AC = self.left_NA.new_empty(self.left_NA.shape[1], pairs * signs * sequences)
+
+    def inner(self, h_NC: Tensor) -> Tensor:
+        """w (A, C) of U Vᵀ h = L w."""
+        return torch.mm(self.right_AN, h_NC, out=self.w_AC)
 
     def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:
         """x += U Vᵀ h, in place."""
-        torch.mm(self.v_rN, h_NC, out=self.p_rC)
-        x_NC.addmm_(self.u_Nr, self.p_rC)
+        x_NC.addmm_(self.left_NA, self.inner(h_NC))
 
 
 class RankOneAdapter:
@@ -77,8 +119,10 @@ class RankOneAdapter:
     dropped.
     """
 
+    inputs = ("left_NA", "right_AN", "b_Pr", "d_rP", "sigma")
+
     def __init__(self, u_Nr, v_Nr, a_PN, b_Pr, c_PN, d_Pr, sigma: float):
-        self.rank, self.sigma = u_Nr.shape[1], sigma
+        self.rank, self.sigma, self.sigma_value = u_Nr.shape[1], u_Nr.new_full((), sigma), sigma
         self.left_NA = torch.cat((u_Nr, a_PN.T), dim=1)
         self.right_AN = torch.cat((v_Nr.T, c_PN))
         self.b_Pr, self.d_rP = b_Pr.contiguous(), d_Pr.T.contiguous()
@@ -93,18 +137,30 @@ class RankOneAdapter:
         self.w_AC = self.left_NA.new_empty(self.rank + pairs, self.scale_PC.shape[1])
         self.p_rC, self.own_PC = self.w_AC[: self.rank], self.w_AC[self.rank :]
 
-    def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:
-        """x += what each member's adapter makes of h, in place."""
+    def inner(self, h_NC: Tensor) -> Tensor:
+        """w (A, C) such that L w is what each member's adapter makes of h."""
         torch.mm(self.right_AN, h_NC, out=self.w_AC)
         self.own_PC.mul_(self.scale_PC)
         self.p_rC.addmm_(self.d_rP, self.own_PC)
         torch.mm(self.b_Pr, self.p_rC, out=self.own_PC)
         self.own_PC.mul_(self.scale_PC)
-        x_NC.addmm_(self.left_NA, self.w_AC)
+        return self.w_AC
+
+    def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:
+        """x += what each member's adapter makes of h, in place."""
+        x_NC.addmm_(self.left_NA, self.inner(h_NC))
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """U, V, a, b, c, d as they were given."""
+        u_Nr, a_NP = self.left_NA.split((self.rank, len(self.b_Pr)), dim=1)
+        v_rN, c_PN = self.right_AN.split((self.rank, len(self.b_Pr)))
+        return u_Nr, v_rN.T, a_NP.T, self.b_Pr, c_PN, self.d_rP.T
 
 
 class GaussianAdapter:
     """(U + sσ E_U)(V + sσ E_V)ᵀ h, each member with weights of its own: e_u, e_v (P, N, r)."""
+
+    inputs = ("u_MNr", "v_MrN")
 
     def __init__(self, u_Nr, v_Nr, e_u_PNr, e_v_PNr, sigma: float):
         both = torch.tensor([sigma, -sigma], dtype=u_Nr.dtype, device=u_Nr.device).view(1, 2, 1, 1)
@@ -136,10 +192,36 @@ class TileResult:
     states_TNC: Tensor | None = None
 
 
+class Captured:
+    """A function of tensors as a CUDA graph: launched as a whole, in place of hundreds of operators one by one.
+
+    inputs: tensors of the shapes and dtypes that all calls will have. The function returns a tuple of tensors and must never
+    wait for the GPU.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]):
+        self.inputs = [tensor.clone() for tensor in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries make their workspaces and Triton compiles, neither of which may be captured
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        for held, given in zip(self.inputs, inputs):
+            held.copy_(given)
+        self.graph.replay()
+        return tuple(tensor.clone() for tensor in self.outputs)
+
+
 class Rollout:
     """A frozen reservoir ready to run on one device.
 
-    guard: a column fails once RMS(h) over units exceeds it, or is not a number.
+    guard: a column fails once RMS(h) over units exceeds it, or is not a number. kernel: how a GPU runs a tile, see above.
     """
 
     def __init__(
@@ -149,14 +231,30 @@ class Rollout:
         guard: float,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        kernel: str = "torch",
     ):
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.kernel = torch.device(device), dtype, kernel
         self.reservoir = reservoir.to(self.device, dtype)
         self.size, self.leak = reservoir.size, leak
-        self.guard_square = guard**2
+        self.guard, self.guard_square = guard, guard**2
         sparse = self.device.type == "cpu" and reservoir.index_Nk.shape[1] < SPARSE_BELOW * self.size
         self.dense_NN = None if sparse else reservoir.dense().to(self.device, dtype)
         self.index_Nk = self.reservoir.index_Nk.to(torch.int32)  # half the bytes that a sparse product has to read
+        self.captured: dict[tuple, Captured] = {}  # by kind of adapter and shapes
+
+    def steps_within_guard(self, rms: float) -> int:
+        """For how many more steps no state of at most this RMS can leave the guard: they need not be looked at.
+
+        |tanh| < 1, so RMS(h_t) ≤ (1 − α) RMS(h_{t−1}) + α: its distance to 1 shrinks by 1 − α a step at most. (A number that
+        is not one shows in the error of its step as well.) On a GPU to ask would be to wait: there every step is looked at.
+        """
+        if self.device.type != "cpu":
+            return 0
+        # Half a thousandth of the distance is kept for rounding.
+        steps, distance = 0, (1 - rms) * (1 - self.leak) * 0.9995
+        while distance >= 1 - self.guard and steps < MOST_UNGUARDED:
+            steps, distance = steps + 1, distance * (1 - self.leak)
+        return steps
 
     def drive(self, z_TEB: Tensor) -> Tensor:
         """Win z_t + b for all steps, hoisted out of the time loop: (T, 128, B) → (T, N, B)."""
@@ -169,7 +267,8 @@ class Rollout:
         return functional.embedding_bag(self.index_Nk, h_NC, mode="sum", per_sample_weights=self.reservoir.value_Nk)
 
     def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int], states_TNC: Tensor | None = None):
-        """Yield (h_t, scratch), each (N, C), for t = 1 … T. Scratch may be overwritten; the next step overwrites both.
+        """Yield (h_t, scratch, square) for t = 1 … T: two (N, C), and the mean of h² over units (C,) where the kernel has it
+        at hand, else None. Scratch may be overwritten; the next step overwrites both.
 
         columns: (P, S, B) with C = P·S·B. drive_TNDSB (T, N, D, 1, B): D = 1 where all pairs see the same sequences, else P.
         states_TNC: where given, the states are written there and stay.
@@ -178,6 +277,18 @@ class Rollout:
         h_NC = torch.zeros(self.size, columns[0] * columns[1] * columns[2], dtype=self.dtype, device=self.device)
         x_NC = torch.zeros_like(h_NC)  # before the first step the state is zero, and so are both products
         for step, drive_NDSB in enumerate(drive_TNDSB):
+            if self.kernel == "epilogue" and hasattr(adapter, "inner"):
+                back = None
+                if step > 0:
+                    torch.mm(self.dense_NN, h_NC, out=x_NC)
+                    back = adapter.left_NA, adapter.inner(h_NC)
+                from common.epilogue import finish_step  # where it is needed: Triton takes its time to import
+
+                square_C = finish_step(x_NC, h_NC, back, drive_NDSB, columns, self.leak)
+                if states_TNC is not None:
+                    states_TNC[step] = h_NC
+                yield h_NC, x_NC, square_C
+                continue
             if step > 0:
                 del x_NC  # so that its memory, still in the cache, serves again
                 x_NC = self.recurrent(h_NC)
@@ -186,7 +297,7 @@ class Rollout:
             next_NC = h_NC if states_TNC is None else states_TNC[step]
             torch.lerp(h_NC, x_NC.tanh_(), self.leak, out=next_NC)  # (1 − α) h + α tanh(·)
             h_NC = next_NC
-            yield h_NC, x_NC
+            yield h_NC, x_NC, None
 
     @torch.no_grad()
     def errors(
@@ -205,28 +316,76 @@ class Rollout:
         target_TEDSB (T, 128, D, 1, B) float32: embeddings of frames 2 … T+1. weight_EN, bias_E: the decoder.
         end_early: on a CPU, stop once every column has failed; the errors of later steps are then zero and mean nothing.
         """
+        given = (drive_TNDSB, target_TEDSB, weight_EN, bias_E)
+        if self.kernel == "torch" or keep_states:
+            return self._errors(adapter, *given, columns, end_early, keep_states)
+        if self.kernel == "fused" and isinstance(adapter, RankOneAdapter):
+            return self._fused_errors(adapter, *given, columns)
+        inputs = [*(getattr(adapter, name) for name in adapter.inputs), *given]
+        key = (type(adapter), columns, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        if key not in self.captured:
+            own = copy.copy(adapter)
+
+            def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+                vars(own).update(zip(own.inputs, tensors))
+                result = self._errors(own, *tensors[len(own.inputs) :], columns)
+                return result.error_TC, result.failed_C
+
+            self.captured[key] = Captured(run, inputs)
+        return TileResult(*self.captured[key](inputs))
+
+    def _fused_errors(
+        self, adapter: RankOneAdapter, drive_TNDSB, target_TEDSB, weight_EN, bias_E, columns
+    ) -> TileResult:
+        from common.fused import fused_errors
+
+        frozen = self.reservoir
+        error_TC, failed_C = fused_errors(
+            frozen.index_Nk,
+            frozen.value_Nk,
+            *adapter.factors(),
+            adapter.sigma_value,
+            drive_TNDSB.squeeze(3),
+            target_TEDSB.squeeze(3),
+            weight_EN,
+            bias_E,
+            self.leak,
+            self.guard_square,
+            columns[2],
+        )
+        return TileResult(error_TC.to(torch.float64), failed_C)
+
+    def _errors(
+        self, adapter, drive_TNDSB, target_TEDSB, weight_EN, bias_E, columns, end_early=False, keep_states=False
+    ) -> TileResult:
         steps, count = len(drive_TNDSB), columns[0] * columns[1] * columns[2]
         error_TC = torch.zeros(steps, count, dtype=torch.float64, device=self.device)
         failed_C = torch.zeros(count, dtype=torch.bool, device=self.device)
         states_TNC = torch.empty(steps, self.size, count, dtype=self.dtype, device=self.device) if keep_states else None
         weight_EN, bias_E1 = weight_EN.to(self.dtype), bias_E.to(self.dtype)[:, None]
         prediction_SEC = torch.empty(SCORED_AT_ONCE, len(bias_E), count, dtype=self.dtype, device=self.device)
-        square_SC = torch.empty(SCORED_AT_ONCE, count, dtype=self.dtype, device=self.device)
-        for step, (h_NC, scratch_NC) in enumerate(self.steps(adapter, drive_TNDSB, columns, states_TNC)):
+        unguarded = self.steps_within_guard(0.0)
+        for step, (h_NC, scratch_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns, states_TNC)):
             place = step % SCORED_AT_ONCE
             torch.addmm(bias_E1, weight_EN, h_NC, out=prediction_SEC[place])
-            torch.mean(torch.mul(h_NC, h_NC, out=scratch_NC), dim=0, out=square_SC[place])
+            if unguarded > 0:
+                unguarded -= 1
+            else:
+                if square_C is None:
+                    square_C = torch.mul(h_NC, h_NC, out=scratch_NC).mean(dim=0)
+                failed_C |= ~(square_C <= self.guard_square)  # negated, so that not a number fails too
+                if self.device.type == "cpu":
+                    unguarded = self.steps_within_guard(float(square_C.masked_fill_(failed_C, 0).max()) ** 0.5)
             if place < SCORED_AT_ONCE - 1 and step < steps - 1:
                 continue
             first = step - place
             difference = prediction_SEC[: place + 1].to(target_TEDSB.dtype).unflatten(2, columns)
             difference -= target_TEDSB[first : step + 1]
             error_TC[first : step + 1] = difference.square_().flatten(2).sum(dim=1)
-            # Negated, so that not a number fails too.
-            failed_C |= ~(square_SC[: place + 1] <= self.guard_square).all(dim=0)
+            failed_C |= ~error_TC[first : step + 1].isfinite().all(dim=0)
             if end_early and self.device.type == "cpu" and bool(failed_C.all()):
                 break
-        return TileResult(error_TC, failed_C | ~error_TC.isfinite().all(dim=0), states_TNC)
+        return TileResult(error_TC, failed_C, states_TNC)
 
     @torch.no_grad()
     def states(self, u_Nr: Tensor, v_Nr: Tensor, drive_TNB: Tensor) -> Tensor:
@@ -234,6 +393,6 @@ class Rollout:
         steps, _, batch = drive_TNB.shape
         states_NTB = torch.empty(self.size, steps, batch, dtype=self.dtype, device=self.device)
         adapter = SharedAdapter(u_Nr.to(self.dtype), v_Nr.to(self.dtype))
-        for step, (h_NC, _) in enumerate(self.steps(adapter, drive_TNB[:, :, None, None], (1, 1, batch))):
+        for step, (h_NC, _, _) in enumerate(self.steps(adapter, drive_TNB[:, :, None, None], (1, 1, batch))):
             states_NTB[:, step] = h_NC
         return states_NTB

@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 from common import es, experiment
 from common.decoder import SCHEDULES, DecoderTraining, scheduled
-from common.dist import Workers
+from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.laws import expected_cosine
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
-from common.rollout import Rollout, pairs_per_tile
+from common.rollout import KERNELS, Rollout, pairs_per_tile, require_kernel
 from common.run import RunSettings, StopRequest, setting
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
@@ -60,6 +60,7 @@ class Config(ProblemSettings, RunSettings):
     failure: str = setting("remove", "a failed member takes its pair out, or gets --failure-loss", choices=es.FAILURES)
     failure_loss: float = setting(10.0, "loss of a failed member under --failure penalise", above=0)
     loss_clip: float = setting(10.0, "members' losses are clipped here before shaping", above=0)
+    kernel: str = setting("torch", "how a GPU runs a tile, see common/rollout.py", choices=KERNELS)
     guard: float = setting(0.95, "a member fails when RMS(h) exceeds this", above=0)
     optimizer: str = setting("adam", "what steps θ along the estimate", choices=("sgd", "adam"))
     learning_rate: float = setting(1e-4, "of θ", above=0, most=1e30)
@@ -109,6 +110,7 @@ def parse_arguments(argv: list[str] | None):
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     if config.rank > config.hidden_size:
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
+    require_kernel(config.kernel, choose_device(config.device).type, config.dtype)
     return config, options
 
 
@@ -128,8 +130,8 @@ def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
 
 def tile_pairs(config: Config, workers: Workers) -> int:
     """Pairs that are evaluated side by side; by rule, see common/rollout.py."""
-    dtype = getattr(torch, config.dtype)
-    return pairs_per_tile(config.population_pairs, config.batch_size, config.hidden_size, dtype, workers.device.type)
+    dtype, device = getattr(torch, config.dtype), workers.device.type
+    return pairs_per_tile(config.population_pairs, config.batch_size, config.hidden_size, dtype, device, config.kernel)
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -223,7 +225,10 @@ class Training(experiment.Training):
         config, device = self.config, self.workers.device
         pairs, batch = self.tile_pairs, config.batch_size
         columns = (pairs, 2, batch)
-        u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
+        u_Nr = self.u_Nr.to(self.rollout.dtype)
+        v_Nr = (
+            self.v_Nr.to(self.rollout.dtype).T.contiguous().T
+        )  # as Vᵀ in memory, which every tile's adapter begins with
         per_member = config.sequence_length * EMBEDDING * self.scale
 
         def load(streams: Tensor) -> tuple[Tensor, Tensor]:
@@ -329,7 +334,8 @@ class Training(experiment.Training):
     @staticmethod
     def costs(config: Config, problem: Problem, workers: Workers) -> list[str]:
         """What a run will cost, from one tile of the population timed here on made-up input."""
-        rollout = Rollout(problem.reservoir(), config.leak, config.guard, workers.device, getattr(torch, config.dtype))
+        dtype = getattr(torch, config.dtype)
+        rollout = Rollout(problem.reservoir(), config.leak, config.guard, workers.device, dtype, config.kernel)
         noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank)
         pairs, batch, steps = tile_pairs(config, workers), config.batch_size, config.sequence_length
         u_Nr, v_Nr = (factor.to(workers.device, rollout.dtype) for factor in start_adapter(config))

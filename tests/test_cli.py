@@ -120,6 +120,8 @@ def test_the_table_above_forgets_no_number(stub):
         (["--hidden-size", "3"], ["--hidden-size", "8 > 3"]),  # the preset's in-degree counts as well
         (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
         pytest.param(["--dtype", "float16"], ["--dtype float16", "CUDA"], marks=NO_CUDA),
+        pytest.param(["--kernel", "fused"], ["--kernel fused", "CUDA", "choose torch"], marks=NO_CUDA),
+        (["--kernel", "cuda"], ["--kernel", "one of torch, graph, epilogue, fused"]),
     ],
 )
 def test_flags_that_cannot_be_are_refused(stub, arguments, fragments):

@@ -69,7 +69,7 @@ def test_common_imports_no_experiment():
 def test_common_imports_only_what_is_declared():
     # A second look at the dependency direction that does not go through the checker: names in the import statements.
     declared = {"torch", "numpy", "scipy", "matplotlib", "PIL", "tqdm", "common"}
-    optional = {"tensorboard"}
+    optional = {"tensorboard", "triton"}
     for path in (ROOT / "common").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

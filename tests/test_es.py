@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from common import es, laws
+from common import es, laws, philox
 from common.reservoir import draw_reservoir, rollout_reference
 from common.rollout import Rollout
 
@@ -333,3 +333,11 @@ def test_sigma_state_survives_a_checkpoint():
         sigma.iterated(0.3)
         sigma.validated(0.9)
     assert whole.state_dict() == second.state_dict() and whole.at(1) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("ids", [[0], [5, 3], [1022, 1023, 1024, 1025], [1024], [2**31 + 7]])
+def test_rank_one_noise_is_addressed_by_the_pair_whatever_is_drawn_beside_it(ids):
+    noise, count = es.RankOneNoise(11, 50, 3), 2 * (50 + 3)
+    drawn = torch.cat(noise.draw(4, torch.tensor(ids)), dim=1)
+    for row, pair in zip(drawn, ids):
+        assert torch.equal(row, philox.signs(11, philox.Purpose.NOISE, (pair, 4), count)[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import es
+from common import es, fused
 from common.dist import Workers
 from common.encoder import Encoder
 from common.reservoir import draw_reservoir
@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE, RANK, STEPS, BATCH, PAIRS = 500, 8, 20, 16, 4
 
 
-def losses(device, dtype, kind, sigma=0.02):
+def losses(device, dtype, kind, sigma=0.02, kernel="torch"):
     """Member losses (PAIRS, 2) of one made-up network on a device."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randn(SIZE, RANK, generator=generator) * 0.05 for _ in range(2))
     weight, bias = torch.randn(128, SIZE, generator=generator) * 0.05, torch.zeros(128)
     z = torch.randn(STEPS + 1, 128, BATCH, generator=generator)
-    rollout = Rollout(draw_reservoir(SIZE, 30, seed=0), 0.5, 0.95, device, dtype)
+    rollout = Rollout(draw_reservoir(SIZE, 30, seed=0), 0.5, 0.95, device, dtype, kernel)
     ids = torch.arange(PAIRS, device=device)
     adapter = es.make_noise(kind, 1, SIZE, RANK).adapter(u.to(device, dtype), v.to(device, dtype), 1, ids, sigma)
     drive, target = rollout.drive(z[:-1].to(device))[:, :, None, None], z[1:].to(device)[:, :, None, None]
@@ -41,6 +41,37 @@ def losses(device, dtype, kind, sigma=0.02):
 def test_cuda_losses_are_those_of_the_cpu_in_float64(kind, dtype, tolerance):
     expected = losses("cpu", torch.float64, kind)
     assert torch.allclose(losses("cuda", dtype, kind), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kernel", ["graph", "epilogue", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_kernel_repeats_itself_and_gives_the_losses_of_plain_calls(kernel, dtype):
+    plain, first, again = (losses("cuda", dtype, "rank1", kernel=name) for name in ("torch", kernel, kernel))
+    assert torch.equal(first, again)
+    assert torch.allclose(first, plain, rtol={torch.float32: 1e-4, torch.float16: 1e-2}[dtype])
+
+
+@pytest.mark.parametrize("chain", [1, 5])
+def test_the_fused_rollout_at_the_briefs_size_repeats_itself_and_is_that_of_float32(chain):
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, device="cuda")
+
+    size, rank, pairs, steps = 2000, 32, 3000, 20  # 6,000 columns: more tiles than multiprocessors
+    frozen = draw_reservoir(size, 50, seed=0).to("cuda", torch.float32)
+    u, v, weight = draw(size, rank) * 0.02, draw(size, rank) / size**0.5, draw(128, size) * 0.05
+    signs = [draw(pairs, n).sign() for n in (size, rank, size, rank)]
+    drive, target = draw(steps, size, pairs, 1) * 0.3, draw(steps, 128, pairs, 1)
+
+    def run(dtype, chain):
+        weights = frozen.index_Nk, frozen.value_Nk.to(dtype), u, v, *signs, 0.01
+        decoder = weight, torch.zeros(128, device="cuda")
+        return fused.fused_errors(*weights, drive.to(dtype), target, *decoder, 0.5, 0.95**2, 1, chain=chain)
+
+    (error, failed), (again, _), (exact, _) = run(torch.float16, chain), run(torch.float16, chain), run(torch.float32, 1)
+    assert torch.equal(error, again) and not failed.any()
+    assert torch.allclose(error, exact, rtol=1e-2)
 
 
 @pytest.mark.parametrize("kind", es.NOISES)

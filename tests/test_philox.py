@@ -188,3 +188,4 @@ def test_what_a_gpu_computes_is_what_a_cpu_computes(ids, count):
     there = philox._stream_words_torch(12345678901, Purpose.NOISE, ids, count, "cpu")
     assert here.dtype == there.dtype == torch.int64 and torch.equal(here, there)
     assert torch.equal(philox._bits_numpy(here).long(), philox._bits_torch(there))
+    assert torch.equal(philox._halves_numpy(here).long(), philox._halves_torch(there))
