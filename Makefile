@@ -5,11 +5,9 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := moving-mnist-es-reservoir
-# Idle OpenMP threads sleep instead of spinning: the rollout runs its own thread pool, and spinning threads fight it.
-RUN := OMP_WAIT_POLICY=PASSIVE "$(BIN)/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test figures results lint new clean
+.PHONY: help demo test figures results benchmarks lint new clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## train the main experiment on this machine (< 5 minutes on 2 CPU cores), draw figures and GIF
-	cd $(DEMO) && $(RUN) moving_mnist_es_reservoir.py --seed 0 --preset laptop --device cpu --run-dir runs/demo --overwrite
+	cd $(DEMO) && "$(BIN)/python" moving_mnist_es_reservoir.py --seed 0 --preset laptop --device cpu --run-dir runs/demo --overwrite
 	cd $(DEMO) && "$(BIN)/python" visualize_moving_mnist_es_reservoir.py --run runs/demo --out runs/demo
 	cd $(DEMO) && "$(BIN)/python" make_moving_mnist_es_reservoir_gif.py --run runs/demo --out runs/demo
 	@echo
@@ -39,6 +37,9 @@ figures: $(STAMP)  ## redraw every experiment's committed figures and GIF from i
 
 results: $(STAMP)  ## write RESULTS.md anew from the committed result files
 	"$(BIN)/python" -m common.catalog results
+
+benchmarks: $(STAMP)  ## measure everything anew (a quarter of an hour; leave the machine alone) and write benchmarks/README.md
+	"$(BIN)/python" benchmarks/run.py
 
 lint: $(STAMP)  ## check style and formatting with ruff
 	"$(BIN)/ruff" check .

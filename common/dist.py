@@ -70,6 +70,7 @@ class Workers:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         else:
+            self._wake_libraries()
             self._pool = self._make_pool(self.threads)
         if self.distributed:
             options = {"device_id": self.device} if self.backend == "nccl" else {}
@@ -92,6 +93,20 @@ class Workers:
             return {}
         store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
         return {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": world_size}
+
+    @staticmethod
+    def _wake_libraries() -> None:
+        """Call once, alone, what the threads of the pool would else call for the first time side by side.
+
+        MKL finds out about the processor in the first call of a kind. When two threads made the first tanh together, one of
+        them now and then (in 3 of 2,700 fresh processes) got other last bits in it, and the run another decoder.
+        """
+        square = torch.ones(16, 16)
+        torch.mm(square, square).addmm_(square, square)
+        torch.bmm(square[None], square[None])
+        square.tanh().exp()
+        index = torch.zeros(16, 2, dtype=torch.int32)
+        torch.nn.functional.embedding_bag(index, square, mode="sum", per_sample_weights=torch.ones(16, 2))
 
     @staticmethod
     def _make_pool(threads: int) -> ThreadPoolExecutor:

@@ -72,15 +72,16 @@ class RankOneNoise:
     rank: int
 
     CHUNK = 1024  # pairs
+    PACKED = 128  # pairs whose bits are made together
 
     def draw(self, iteration: int, pairs_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a (P, N), b (P, r), c (P, N), d (P, r), float32 ±1, for global pair ids int64 (P,)."""
         count = 2 * (self.size + self.rank)
-        chunks_P = pairs_P // self.CHUNK
+        chunks_P = pairs_P // self.PACKED
         # On a GPU to look at the ids would be to wait for it, and a hundred small operations are queued ahead of the work.
         if pairs_P.device.type == "cpu" and (chunks_P == chunks_P[0]).all():
-            words = _packed_signs(self.seed, iteration, int(chunks_P[0]), self.CHUNK, count, str(pairs_P.device))
-            draw = signs_of_words(words[pairs_P % self.CHUNK].to(torch.int64) & MASK)[:, :count]
+            words = _packed_signs(self.seed, iteration, int(chunks_P[0]), self.PACKED, count)
+            draw = signs_of_words(words[pairs_P % self.PACKED].to(torch.int64) & MASK)[:, :count]
         else:
             draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), count, pairs_P.device)
         return draw.split((self.size, self.rank, self.size, self.rank), dim=1)
@@ -103,15 +104,14 @@ class RankOneNoise:
         return _sum_chunks(partial, weights_GK, self.CHUNK, (self.size, self.rank), map_tasks)
 
 
-@lru_cache(maxsize=4)
-def _packed_signs(seed: int, iteration: int, chunk: int, pairs: int, count: int, device: str) -> Tensor:
+@lru_cache(maxsize=8)
+def _packed_signs(seed: int, iteration: int, chunk: int, pairs: int, count: int) -> Tensor:
     """32 signs a word, int32 (pairs, count / 32), of a chunk of pairs: half a kilobyte a pair at N = 2000, r = 32.
 
-    A hundred small operations make the words of two pairs or of a thousand: tiles take theirs from here, and so does the
-    update at the end of the iteration.
+    A hundred small operations make the words of two pairs in the time of a hundred: neighbouring tiles share them.
     """
-    pairs_P = torch.arange(chunk * pairs, (chunk + 1) * pairs, device=device)
-    return stream_words(seed, Purpose.NOISE, (pairs_P, iteration), -(-count // 32), device).to(torch.int32)
+    pairs_P = torch.arange(chunk * pairs, (chunk + 1) * pairs)
+    return stream_words(seed, Purpose.NOISE, (pairs_P, iteration), -(-count // 32)).to(torch.int32)
 
 
 def _sum_chunks(partial, weights_GK: Tensor, chunk: int, shape: tuple[int, int], map_tasks) -> tuple[Tensor, Tensor]:

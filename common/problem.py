@@ -5,10 +5,11 @@ reservoir, same test set. The training budget (number of training sequences, pop
 
 `Embeddings` turns sequence indices into embeddings. On the CPU encoding costs more than small populations do, so each split
 is encoded once and kept outside the repository in a file named after what it holds; on a GPU training sequences are
-generated and encoded on the fly.
+encoded at the start and held in its memory, or, where they do not fit, generated and encoded on the fly.
 """
 
 import contextlib
+import math
 import os
 import uuid
 from dataclasses import asdict, dataclass, fields
@@ -32,6 +33,7 @@ RULE_VERSION = 1  # raise it when data, encoder or reservoir draw change their n
 STANDARDISE = ("calibration", "none")
 MOST_SEED = 2**63 - 1
 CHUNK = 64  # sequences encoded at a time
+HELD_SHARE = 1 / 4  # of a GPU's memory for the training set's embeddings: 3 million sequences of 21 frames on an H200
 # The second problem, with α chosen freely: for a preset of each experiment. Chosen as the defaults below are.
 FREE_LEAK = dict(leak=1.0, gain=0.6, input_scale=0.03)
 
@@ -135,7 +137,7 @@ class Embeddings:
     """Standardised embeddings by (split, index).
 
     Results live on the workers' device. On the CPU every split is read from the cache, which
-    `prepare` fills; elsewhere validation and test stay in memory and training sequences are encoded on the fly.
+    `prepare` fills; a GPU encodes them at the start and holds them, training sequences only if they fit (else on the fly).
     """
 
     def __init__(self, problem: Problem, digits: Digits, train_sequences: int, workers: Workers):
@@ -189,12 +191,26 @@ class Embeddings:
         cached = [split for split in self.sizes if self._path(split).exists()] if self.device.type == "cpu" else []
         for split in self.sizes:
             if self.device.type != "cpu":
-                if split != "train":
-                    self.stored[split] = torch.cat(list(self._encoded_chunks(split, progress)))
+                if split != "train" or self._device_holds(split):
+                    self.stored[split] = self._encoded(split, progress)
                 continue
             if split not in cached:
                 self._write(split, progress)
             self.stored[split] = torch.from_numpy(self._open(split))
+
+    def _device_holds(self, split: str) -> bool:
+        """Whether a GPU keeps a split's embeddings. Encoding a frame anew costs more than all else that a decoder does with it."""
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return math.prod(self._shape(split)) * 4 <= HELD_SHARE * memory
+
+    def _encoded(self, split: str, progress: bool) -> Tensor:
+        """All of a split, float32 (M, T+1, 128) on the device."""
+        z_MFE = torch.empty(self._shape(split), device=self.device)
+        start = 0
+        for z_BFE in self._encoded_chunks(split, progress):
+            z_MFE[start : start + len(z_BFE)] = z_BFE
+            start += len(z_BFE)
+        return z_MFE
 
     def _encoded_chunks(self, split: str, progress: bool):
         """Tensors (≤ CHUNK, T+1, 128) in order of the index."""

@@ -69,7 +69,11 @@ def test_the_fused_rollout_at_the_briefs_size_repeats_itself_and_is_that_of_floa
         decoder = weight, torch.zeros(128, device="cuda")
         return fused.fused_errors(*weights, drive.to(dtype), target, *decoder, 0.5, 0.95**2, 1, chain=chain)
 
-    (error, failed), (again, _), (exact, _) = run(torch.float16, chain), run(torch.float16, chain), run(torch.float32, 1)
+    (error, failed), (again, _), (exact, _) = (
+        run(torch.float16, chain),
+        run(torch.float16, chain),
+        run(torch.float32, 1),
+    )
     assert torch.equal(error, again) and not failed.any()
     assert torch.allclose(error, exact, rtol=1e-2)
 

@@ -37,11 +37,11 @@ def tile(batch: int):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_projection_is_that_of_a_qr_factorisation(batch):
     run, (a, b, c, d), columns = tile(batch)
-    states_PNM = visited_states(run((a, b, c, d)).states_TNC, columns)
-    assert states_PNM.shape == (P, N, (T - 1) * batch)
-    basis_PNM = torch.linalg.qr(states_PNM).Q
+    states_PMN = visited_states(run((a, b, c, d)).states_TNC, columns)
+    assert states_PMN.shape == (P, (T - 1) * batch, N)
+    basis_PNM = torch.linalg.qr(states_PMN.mT).Q
     expected = torch.bmm(basis_PNM, torch.bmm(basis_PNM.mT, c.to(torch.float64).unsqueeze(2))).squeeze(2)
-    got = project(states_PNM, c)
+    got = project(states_PMN, c)
     assert got.dtype == torch.float32
     assert torch.allclose(got.to(torch.float64), expected, atol=1e-5)
     # It is a projection: what is left is orthogonal to every visited state, and it is the smaller part.
@@ -56,7 +56,7 @@ def test_visited_states_are_the_means_of_the_two_signs_by_pair_and_sequence():
         for step in range(T - 1):
             for sequence in range(3):
                 plus, minus = (states_TNC[step][:, (pair * 2 + sign) * 3 + sequence] for sign in (0, 1))
-                assert torch.equal(got[pair, :, step * 3 + sequence], (plus + minus) * 0.5)
+                assert torch.equal(got[pair, step * 3 + sequence], (plus + minus) * 0.5)
 
 
 def test_losses_know_nothing_of_the_part_that_is_left_out():
@@ -77,6 +77,6 @@ def test_losses_know_nothing_of_the_part_that_is_left_out():
 
 
 def test_states_that_are_not_numbers_raise():
-    states = torch.full((1, N, 3), torch.nan)
+    states = torch.full((1, 3, N), torch.nan)
     with pytest.raises(torch.linalg.LinAlgError):
         project(states, torch.ones(1, N))

@@ -5,6 +5,7 @@ The default set runs every number of ranks on one case, and others on two or thr
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -76,6 +77,22 @@ def test_any_number_of_ranks_and_threads(torchrun, reference, tmp_path, ranks, o
     assert code == 0, stderr
     assert_same_run(tmp_path / "run", reference(**changes))
     assert results(tmp_path / "run")["environment"]["threads"] == threads
+
+
+def test_openmp_gets_no_threads_of_its_own(stub_environment, tmp_path):
+    """Idle OpenMP threads spin and fight the pool, unless OMP_WAIT_POLICY says otherwise; here there are none to spin."""
+    script = tmp_path / "count.py"
+    write_launcher(
+        script, "code = stub.main(None)\nprint('threads:', len(os.listdir('/proc/self/task')))\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, script, *flags(threads=2), "--run-dir", tmp_path / "run"],
+        env={**stub_environment, "OMP_NUM_THREADS": "8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split("threads:")[1]) <= 4  # this one, two of the pool, and perhaps the progress bar's
 
 
 # --- Faults ----------------------------------------------------------------------------------------------------------

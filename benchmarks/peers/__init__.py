@@ -1,0 +1,1 @@
+"""What benchmarks compare against: other people's libraries, used as their documentation shows, and plain torch."""
