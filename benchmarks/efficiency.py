@@ -9,7 +9,7 @@ time of inference / time of the population: 1 would mean that perturbed members 
 
     rank1       ±1 rank-one noise: shared products and corrections
     gaussian    full noise, per-member products with U and V (on fewer pairs: its noise is 2Nr numbers a pair)
-    states      rank1, and the states that each column visited are kept for the tile
+    states      rank1, and the states that each pair visited are handed over tile by tile
     projected   rank1 with states, and V's noise projected on what each pair visited: what a projected update needs
 
 `shared`: all pairs on one minibatch of B sequences. `own`: one own sequence for each pair, where no column shares an input.
@@ -43,7 +43,7 @@ def candidates(load: Workload, workers: Workers, kinds: tuple[str, ...]) -> dict
         "inference": load.inference,
         "rank1": load.members,
         "gaussian": lambda tile: load.members(tile, "gaussian"),
-        "states": lambda tile: load.members(tile, keep_states=True),
+        "states": load.members_visiting,
         "projected": load.members_projected,
     }
     return {kind: lambda run=runs[kind]: load.all_tiles(run, workers) for kind in ("inference", *kinds)}

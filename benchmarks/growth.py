@@ -223,7 +223,7 @@ def summarise_memory(rows: list[dict], start: Sizes) -> dict:
         other = "steps" if axis == "pairs" else "pairs"
         return [row for row in rows if row["what"] == what and row[other] == getattr(start, other)]
 
-    chunk = es.RankOneNoise.CHUNK
+    chunk = es.RankOneNoise.CHUNK["cpu"]
     return {
         "rows": rows,
         "bytes_a_step": {what: per_unit(along(what, "steps"), "steps") for what in ("rollout", "iteration")},

@@ -289,16 +289,13 @@ def count_update(sizes: Sizes, pairs: int) -> dict[str, int]:
 
     def draw(noise, number: int, pairs_P: Tensor):
         count = 2 * (noise.size + noise.rank)
-        signs_PS = philox.signs(noise.seed, philox.Purpose.NOISE, (pairs_P, number), count)
-        return signs_PS.split((noise.size, noise.rank, noise.size, noise.rank), dim=1)
+        words = philox._stream_words_torch(noise.seed, philox.Purpose.NOISE, (pairs_P, number), -(-count // 32), "cpu")
+        return philox._signs_torch(words, count).split((noise.size, noise.rank, noise.size, noise.rank), dim=1)
 
-    path = {
-        "_stream_words_numpy": lambda *words: philox._stream_words_torch(*words, "cpu"),
-        "_bits_numpy": philox._bits_torch,
-    }
     noise = es.make_noise("rank1", 0, sizes.size, sizes.rank)
     weights = es.PairWeights(torch.ones(pairs, dtype=torch.float64), torch.ones(pairs, dtype=torch.bool))
-    with mock.patch.object(es.RankOneNoise, "draw", draw), mock.patch.multiple(philox, **path), Counted() as counted:
+    chunks = mock.patch.dict(es.RankOneNoise.CHUNK, cpu=es.RankOneNoise.CHUNK["cuda"])
+    with mock.patch.object(es.RankOneNoise, "draw", draw), chunks, Counted() as counted:
         es.estimate_gradient(noise, weights, 1, SIGMA, torch.device("cpu"))
     return {"bytes": counted.total, "calls": counted.calls}
 
@@ -317,7 +314,7 @@ def model(machine: Machine, sizes: Sizes, throughput: float, update: dict[str, f
     # A tile cannot be done sooner than its kernels are launched; its noise takes about as many as a chunk of ĝ.
     launches = sizes.steps * CALLS_A_STEP + update["calls"]
     tile_s = max(2 * tile_pairs * sizes.batch / throughput, launches * LAUNCH_S)
-    chunk = es.RankOneNoise.CHUNK
+    chunk = es.RankOneNoise.CHUNK["cuda"]
     launched_s = -(-sizes.pairs // chunk) * update["calls"] * LAUNCH_S
     redundant_s = max(launched_s, sizes.pairs / chunk * update["bytes"] / MEMORY_BYTES_PER_S)
     bytes_ = gathered_bytes(sizes.pairs, tile_pairs, machine.ranks)
@@ -344,7 +341,7 @@ def model(machine: Machine, sizes: Sizes, throughput: float, update: dict[str, f
 
 
 def predictions(throughputs: tuple[float, ...]) -> dict:
-    chunk = count_update(BRIEF, es.RankOneNoise.CHUNK)
+    chunk = count_update(BRIEF, es.RankOneNoise.CHUNK["cuda"])
     populations = [BRIEF.but(pairs=pairs, batch=batch) for pairs, batch in POPULATIONS]
     return {
         "assumptions": {
@@ -358,7 +355,7 @@ def predictions(throughputs: tuple[float, ...]) -> dict:
             "throughputs": list(throughputs),
             "update_bytes_a_chunk": chunk["bytes"],  # counted
             "update_calls_a_chunk": chunk["calls"],  # counted
-            "chunk_pairs": es.RankOneNoise.CHUNK,
+            "chunk_pairs": es.RankOneNoise.CHUNK["cuda"],
         },
         "rows": {
             name: [model(machine, *point, chunk) for point in itertools.product(populations, throughputs)]

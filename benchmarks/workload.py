@@ -4,6 +4,7 @@ Nothing here depends on what the numbers are, so that nothing has to be trained,
 """
 
 import dataclasses
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from common import es
 from common.dist import Workers
 from common.encoder import EMBEDDING
-from common.projection import project, visited_states
+from common.projection import VisitedStates, project
 from common.reservoir import draw_reservoir
 from common.rollout import Rollout, SharedAdapter, TileResult, pairs_per_tile
 
@@ -59,6 +60,7 @@ class Workload:
         self.tile_pairs = pairs_per_tile(sizes.pairs, sizes.batch, sizes.size, dtype, self.device.type)
         self.tiles = -(-sizes.pairs // self.tile_pairs)
         self.iteration = 1
+        self.of_thread = threading.local()
         self.columns = (self.tile_pairs, 2, sizes.batch)
         self.depth = self.tile_pairs if own_data else 1
         generator = torch.Generator().manual_seed(0)
@@ -77,30 +79,37 @@ class Workload:
         shape = (self.depth, 1, self.sizes.batch)
         return self.rollout.drive(self.z_TEB[:-1]).unflatten(2, shape), self.z_TEB[1:].unflatten(2, shape)
 
-    def _run(self, adapter, keep_states: bool = False, inputs: tuple[Tensor, Tensor] | None = None) -> TileResult:
+    def _run(self, adapter, watch=None, inputs: tuple[Tensor, Tensor] | None = None) -> TileResult:
         decoder = self.weight_EN, self.bias_E
         inputs = inputs or (self.drive_TNDSB, self.target_TEDSB)
-        return self.rollout.errors(adapter, *inputs, *decoder, self.columns, keep_states=keep_states)
+        return self.rollout.errors(adapter, *inputs, *decoder, self.columns, watch=watch)
 
     def inference(self, tile: int) -> TileResult:
         """As many columns as a tile of the population has, all through the unperturbed network."""
         return self._run(SharedAdapter(self.u_Nr, self.v_Nr))
 
-    def members(self, tile: int, kind: str = "rank1", keep_states: bool = False) -> TileResult:
+    def members(self, tile: int, kind: str = "rank1", watch=None) -> TileResult:
         """A tile of the population, its noise drawn here as in training."""
-        return self._run(self.adapter(tile, kind), keep_states)
+        return self._run(self.adapter(tile, kind), watch)
 
     def adapter(self, tile: int, kind: str = "rank1"):
         noise = es.make_noise(kind, 0, self.sizes.size, self.sizes.rank)
         pairs_P = torch.arange(tile * self.tile_pairs, (tile + 1) * self.tile_pairs, device=self.device)
         return noise.adapter(self.u_Nr, self.v_Nr, self.iteration, pairs_P, SIGMA)
 
+    def members_visiting(self, tile: int) -> Tensor:
+        """The same with rank-one noise, and what each pair visited: (P, M, N), until this thread takes its next tile."""
+        if not hasattr(self.of_thread, "visited"):
+            visited = VisitedStates(self.sizes.steps, self.sizes.size, self.columns, self.dtype, self.device)
+            self.of_thread.visited = visited
+        self.members(tile, watch=self.of_thread.visited)
+        return self.of_thread.visited.of_pairs()
+
     def members_projected(self, tile: int) -> Tensor:
-        """The same with rank-one noise, and V's noise factor of each pair projected on the states that it visited: (P, N)."""
-        result = self.members(tile, keep_states=True)
+        """Beyond that, V's noise factor of each pair projected on the states that it visited: (P, N)."""
         noise = es.RankOneNoise(0, self.sizes.size, self.sizes.rank)
         pairs_P = torch.arange(tile * self.tile_pairs, (tile + 1) * self.tile_pairs, device=self.device)
-        return project(visited_states(result.states_TNC, self.columns), noise.draw(self.iteration, pairs_P)[2])
+        return project(self.members_visiting(tile), noise.draw(self.iteration, pairs_P)[2])
 
     def all_tiles(self, run, workers: Workers) -> list:
         """run(tile) for the whole population, on the workers' threads: another iteration, with noise of its own."""

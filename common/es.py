@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from common.philox import MASK, Purpose, gaussian, signs, signs_of_words, stream_words
+from common.philox import Purpose, gaussian, pack_signs, signs, stream_words, unpack_signs
 from common.rollout import GaussianAdapter, RankOneAdapter
 
 NOISES = ("gaussian", "rank1")
@@ -71,17 +71,18 @@ class RankOneNoise:
     size: int
     rank: int
 
-    CHUNK = 1024  # pairs
-    PACKED = 128  # pairs whose bits are made together
+    # Pairs whose bits are made together, and a task of `weighted_sum`. A GPU is asked for few, large operations.
+    CHUNK = {"cpu": 128, "cuda": 4096}
 
     def draw(self, iteration: int, pairs_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a (P, N), b (P, r), c (P, N), d (P, r), float32 ±1, for global pair ids int64 (P,)."""
         count = 2 * (self.size + self.rank)
-        chunks_P = pairs_P // self.PACKED
+        chunk = self.CHUNK["cpu"]
+        chunks_P = pairs_P // chunk
         # On a GPU to look at the ids would be to wait for it, and a hundred small operations are queued ahead of the work.
         if pairs_P.device.type == "cpu" and (chunks_P == chunks_P[0]).all():
-            words = _packed_signs(self.seed, iteration, int(chunks_P[0]), self.PACKED, count)
-            draw = signs_of_words(words[pairs_P % self.PACKED].to(torch.int64) & MASK)[:, :count]
+            octets = _packed_signs(self.seed, iteration, int(chunks_P[0]), chunk, count)
+            draw = unpack_signs(octets[pairs_P % chunk], count)
         else:
             draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), count, pairs_P.device)
         return draw.split((self.size, self.rank, self.size, self.rank), dim=1)
@@ -97,21 +98,25 @@ class RankOneNoise:
         def partial(chunk):
             pairs_P, weights_GP = chunk
             a_PN, b_Pr, c_PN, d_Pr = self.draw(iteration, pairs_P)
-            sums_u = [a_PN.T @ (weights_P[:, None] * b_Pr) for weights_P in weights_GP]
-            sums_v = [c_PN.T @ (weights_P[:, None] * d_Pr) for weights_P in weights_GP]
-            return torch.stack(sums_u), torch.stack(sums_v)
 
-        return _sum_chunks(partial, weights_GK, self.CHUNK, (self.size, self.rank), map_tasks)
+            def weighted(long_PN: Tensor, short_Pr: Tensor) -> Tensor:
+                right_PGr = weights_GP.T[:, :, None] * short_Pr[:, None]
+                return (long_PN.T @ right_PGr.flatten(1)).unflatten(1, right_PGr.shape[1:]).transpose(0, 1)
+
+            return weighted(a_PN, b_Pr), weighted(c_PN, d_Pr)
+
+        chunk = self.CHUNK[weights_GK.device.type]
+        return _sum_chunks(partial, weights_GK, chunk, (self.size, self.rank), map_tasks)
 
 
 @lru_cache(maxsize=8)
 def _packed_signs(seed: int, iteration: int, chunk: int, pairs: int, count: int) -> Tensor:
-    """32 signs a word, int32 (pairs, count / 32), of a chunk of pairs: half a kilobyte a pair at N = 2000, r = 32.
+    """Eight signs a byte, uint8 (pairs, count / 8), of a chunk of pairs: half a kilobyte a pair at N = 2000, r = 32.
 
     A hundred small operations make the words of two pairs in the time of a hundred: neighbouring tiles share them.
     """
     pairs_P = torch.arange(chunk * pairs, (chunk + 1) * pairs)
-    return stream_words(seed, Purpose.NOISE, (pairs_P, iteration), -(-count // 32)).to(torch.int32)
+    return pack_signs(stream_words(seed, Purpose.NOISE, (pairs_P, iteration), -(-count // 32)))
 
 
 def _sum_chunks(partial, weights_GK: Tensor, chunk: int, shape: tuple[int, int], map_tasks) -> tuple[Tensor, Tensor]:

@@ -126,24 +126,28 @@ def _halves_torch(words: torch.Tensor) -> torch.Tensor:
 
 
 def signs(seed: int, purpose: Purpose, ids: tuple, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """±1 as float32 (M, count), 32 a word, lowest bit first; exact on any device. `ids` as in `stream_words`."""
-    return signs_of_words(stream_words(seed, purpose, ids, -(-count // 32), device))[:, :count]
+    """±1 as float32 (M, count): bit 1 is +1, 32 a word, the lowest bit first; exact on any device. `ids` as in
+    `stream_words`."""
+    words = stream_words(seed, purpose, ids, -(-count // 32), device)
+    if words.device.type == "cpu":
+        return unpack_signs(pack_signs(words), count)
+    return _signs_torch(words, count)
 
 
-def signs_of_words(words: torch.Tensor) -> torch.Tensor:
-    """int64 (M, W) → ±1 as float32 (M, 32 W): bit 1 is +1, the lowest bit of a word first."""
-    bits = (_bits_numpy if words.device.type == "cpu" else _bits_torch)(words)
+def pack_signs(words: torch.Tensor) -> torch.Tensor:
+    """int64 (M, W) on a CPU → uint8 (M, 4 W), the lowest byte of a word first, whatever the byte order of this machine."""
+    return torch.from_numpy(words.numpy().astype("<u4").view(np.uint8))
+
+
+def unpack_signs(octets: torch.Tensor, count: int) -> torch.Tensor:
+    """uint8 (M, ≥ count / 8) on a CPU → ±1 as float32 (M, count), the lowest bit of a byte first."""
+    bits = torch.from_numpy(np.unpackbits(octets.numpy(), axis=1, count=count, bitorder="little"))
     return bits.to(torch.float32).mul_(2).sub_(1)
 
 
-def _bits_numpy(words: torch.Tensor) -> torch.Tensor:
-    """int64 (M, W) → uint8 (M, 32 W), the lowest bit of a word first, whatever the byte order of this machine."""
-    octets = words.numpy().astype("<u4").view(np.uint8)
-    return torch.from_numpy(np.unpackbits(octets, axis=1, bitorder="little"))
-
-
-def _bits_torch(words: torch.Tensor) -> torch.Tensor:
-    return ((words.unsqueeze(-1) >> torch.arange(32, device=words.device)) & 1).flatten(1)
+def _signs_torch(words: torch.Tensor, count: int) -> torch.Tensor:
+    bits = ((words.unsqueeze(-1) >> torch.arange(32, device=words.device)) & 1).flatten(1)
+    return bits[:, :count].to(torch.float32).mul_(2).sub_(1)
 
 
 def integers(

@@ -12,23 +12,30 @@ import torch
 from torch import Tensor
 
 
-def visited_states(states_TNC: Tensor, columns: tuple[int, int, int]) -> Tensor:
+class VisitedStates:
     """What each pair of a tile visited, (P, M, N) with M = (T − 1)·B: the mean of the states of θ + σε and θ − σε.
 
-    states_TNC (T, N, C) with C = P·2·B columns in the order (pair, sign, sequence), as `Rollout.errors(…, keep_states=True)`
-    returns them. The last state never goes through V. The mean stands for both states of a pair, which differ by O(σ): the
+    Pass it to `Rollout.errors` as `watch`, then take `of_pairs()`; the same object serves one tile after another. The last
+    state never goes through V and is left out. The mean stands for both states of a pair, which differ by O(σ): the
     projection is exact to first order in σ.
     """
-    pairs, _, sequences = columns
-    steps, size = len(states_TNC) - 1, states_TNC.shape[1]
-    rows_TCN = states_TNC.new_empty(steps, pairs * sequences, size)
-    for rows_CN, states_NC in zip(rows_TCN, states_TNC):
-        plus_NPB, minus_NPB = states_NC.unflatten(1, columns).unbind(2)
-        mean_NC = torch.add(plus_NPB, minus_NPB).mul_(0.5).flatten(1)
-        rows_CN.copy_(
-            mean_NC.T
-        )  # matrix by matrix: torch transposes those four times as fast as one block of all steps
-    return rows_TCN.unflatten(1, (pairs, sequences)).transpose(0, 1).flatten(1, 2)
+
+    def __init__(self, steps: int, size: int, columns: tuple[int, int, int], dtype=torch.float32, device="cpu"):
+        """columns: (P, 2, B), in the order (pair, sign, sequence)."""
+        self.columns = columns
+        self.rows_TCN = torch.empty(steps - 1, columns[0] * columns[2], size, dtype=dtype, device=device)
+
+    def __call__(self, step: int, h_NC: Tensor) -> None:
+        """Keep the state after a 0-based step."""
+        if step < len(self.rows_TCN):
+            plus_NPB, minus_NPB = h_NC.unflatten(1, self.columns).unbind(2)
+            mean_NC = torch.add(plus_NPB, minus_NPB).mul_(0.5).flatten(1)
+            self.rows_TCN[step].copy_(mean_NC.T)  # rows, for Gram matrices go along the units
+
+    def of_pairs(self) -> Tensor:
+        """(P, M, N), the states of a pair in the order (step, sequence). A view where B = 1; the next tile overwrites it."""
+        pairs, _, sequences = self.columns
+        return self.rows_TCN.unflatten(1, (pairs, sequences)).transpose(0, 1).flatten(1, 2)
 
 
 def project(states_PMN: Tensor, vector_PN: Tensor, ridge: float = 1e-9) -> Tensor:

@@ -184,12 +184,10 @@ class GaussianAdapter:
 @dataclass
 class TileResult:
     """error_TC float64 (T, C): squared error of each column at each step, summed over the 128 dimensions.
-    failed_C bool (C,): the state left the guard or stopped being finite at some step.
-    states_TNC (T, N, C) in the rollout's dtype: the states that each column visited; only on request, else None."""
+    failed_C bool (C,): the state left the guard or stopped being finite at some step."""
 
     error_TC: Tensor
     failed_C: Tensor
-    states_TNC: Tensor | None = None
 
 
 class Captured:
@@ -266,12 +264,11 @@ class Rollout:
             return self.dense_NN @ h_NC
         return functional.embedding_bag(self.index_Nk, h_NC, mode="sum", per_sample_weights=self.reservoir.value_Nk)
 
-    def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int], states_TNC: Tensor | None = None):
+    def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int]):
         """Yield (h_t, scratch, square) for t = 1 … T: two (N, C), and the mean of h² over units (C,) where the kernel has it
         at hand, else None. Scratch may be overwritten; the next step overwrites both.
 
         columns: (P, S, B) with C = P·S·B. drive_TNDSB (T, N, D, 1, B): D = 1 where all pairs see the same sequences, else P.
-        states_TNC: where given, the states are written there and stay.
         """
         adapter.prepare(columns)
         h_NC = torch.zeros(self.size, columns[0] * columns[1] * columns[2], dtype=self.dtype, device=self.device)
@@ -285,8 +282,6 @@ class Rollout:
                 from common.epilogue import finish_step  # where it is needed: Triton takes its time to import
 
                 square_C = finish_step(x_NC, h_NC, back, drive_NDSB, columns, self.leak)
-                if states_TNC is not None:
-                    states_TNC[step] = h_NC
                 yield h_NC, x_NC, square_C
                 continue
             if step > 0:
@@ -294,9 +289,7 @@ class Rollout:
                 x_NC = self.recurrent(h_NC)
                 adapter.add_to(x_NC, h_NC)
             x_NC.unflatten(1, columns).add_(drive_NDSB)
-            next_NC = h_NC if states_TNC is None else states_TNC[step]
-            torch.lerp(h_NC, x_NC.tanh_(), self.leak, out=next_NC)  # (1 − α) h + α tanh(·)
-            h_NC = next_NC
+            h_NC.lerp_(x_NC.tanh_(), self.leak)  # (1 − α) h + α tanh(·)
             yield h_NC, x_NC, None
 
     @torch.no_grad()
@@ -309,16 +302,18 @@ class Rollout:
         bias_E: Tensor,
         columns: tuple[int, int, int],
         end_early: bool = True,
-        keep_states: bool = False,
+        watch: Callable[[int, Tensor], object] | None = None,
     ) -> TileResult:
-        """Run a tile and score its predictions; nothing but errors is kept, and on request the states.
+        """Run a tile and score its predictions; nothing but errors is kept.
 
         target_TEDSB (T, 128, D, 1, B) float32: embeddings of frames 2 … T+1. weight_EN, bias_E: the decoder.
         end_early: on a CPU, stop once every column has failed; the errors of later steps are then zero and mean nothing.
+        watch: called with (t − 1, h_t) after each step; h_t (N, C) is overwritten by the next. What the columns visit can so be
+        had tile by tile (common/projection.py). Such a tile is run by the calls of "torch", whatever the kernel.
         """
         given = (drive_TNDSB, target_TEDSB, weight_EN, bias_E)
-        if self.kernel == "torch" or keep_states:
-            return self._errors(adapter, *given, columns, end_early, keep_states)
+        if self.kernel == "torch" or watch is not None:
+            return self._errors(adapter, *given, columns, end_early, watch)
         if self.kernel == "fused" and isinstance(adapter, RankOneAdapter):
             return self._fused_errors(adapter, *given, columns)
         inputs = [*(getattr(adapter, name) for name in adapter.inputs), *given]
@@ -356,16 +351,17 @@ class Rollout:
         return TileResult(error_TC.to(torch.float64), failed_C)
 
     def _errors(
-        self, adapter, drive_TNDSB, target_TEDSB, weight_EN, bias_E, columns, end_early=False, keep_states=False
+        self, adapter, drive_TNDSB, target_TEDSB, weight_EN, bias_E, columns, end_early=False, watch=None
     ) -> TileResult:
         steps, count = len(drive_TNDSB), columns[0] * columns[1] * columns[2]
         error_TC = torch.zeros(steps, count, dtype=torch.float64, device=self.device)
         failed_C = torch.zeros(count, dtype=torch.bool, device=self.device)
-        states_TNC = torch.empty(steps, self.size, count, dtype=self.dtype, device=self.device) if keep_states else None
         weight_EN, bias_E1 = weight_EN.to(self.dtype), bias_E.to(self.dtype)[:, None]
         prediction_SEC = torch.empty(SCORED_AT_ONCE, len(bias_E), count, dtype=self.dtype, device=self.device)
         unguarded = self.steps_within_guard(0.0)
-        for step, (h_NC, scratch_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns, states_TNC)):
+        for step, (h_NC, scratch_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns)):
+            if watch is not None:
+                watch(step, h_NC)
             place = step % SCORED_AT_ONCE
             torch.addmm(bias_E1, weight_EN, h_NC, out=prediction_SEC[place])
             if unguarded > 0:
@@ -385,7 +381,7 @@ class Rollout:
             failed_C |= ~error_TC[first : step + 1].isfinite().all(dim=0)
             if end_early and self.device.type == "cpu" and bool(failed_C.all()):
                 break
-        return TileResult(error_TC, failed_C, states_TNC)
+        return TileResult(error_TC, failed_C)
 
     @torch.no_grad()
     def states(self, u_Nr: Tensor, v_Nr: Tensor, drive_TNB: Tensor) -> Tensor:

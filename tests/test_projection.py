@@ -5,7 +5,7 @@ import torch
 
 from common import es
 from common.encoder import EMBEDDING
-from common.projection import project, visited_states
+from common.projection import VisitedStates, project
 from common.reservoir import draw_reservoir
 from common.rollout import Rollout
 
@@ -14,7 +14,8 @@ SIGMA, LEAK = 1e-3, 0.5
 
 
 def tile(batch: int):
-    """A small population on data of its own in float64: (rollout arguments, noise, result with states)."""
+    """A small population on data of its own in float64: run(factors) → (losses (P, 2), states of the pairs, all states),
+    the factors of its noise, and the tile's columns."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -28,8 +29,16 @@ def tile(batch: int):
 
     def run(draw_abcd):
         factors = [factor.to(torch.float64) for factor in draw_abcd]
-        adapter = es.RankOneAdapter(u, v, *factors, SIGMA)
-        return rollout.errors(adapter, drive, target, weight, bias, columns, keep_states=True)
+        adapter, seen = es.RankOneAdapter(u, v, *factors, SIGMA), []
+        visited = VisitedStates(T, N, columns, torch.float64)
+
+        def watch(step, h_NC):
+            seen.append(h_NC.clone())
+            visited(step, h_NC)
+
+        result = rollout.errors(adapter, drive, target, weight, bias, columns, watch=watch)
+        loss_P2 = result.error_TC.sum(dim=0).view(P, 2, batch).mean(dim=2)
+        return loss_P2, visited.of_pairs().clone(), torch.stack(seen)
 
     return run, noise.draw(1, ids), columns
 
@@ -37,7 +46,7 @@ def tile(batch: int):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_projection_is_that_of_a_qr_factorisation(batch):
     run, (a, b, c, d), columns = tile(batch)
-    states_PMN = visited_states(run((a, b, c, d)).states_TNC, columns)
+    states_PMN = run((a, b, c, d))[1]
     assert states_PMN.shape == (P, (T - 1) * batch, N)
     basis_PNM = torch.linalg.qr(states_PMN.mT).Q
     expected = torch.bmm(basis_PNM, torch.bmm(basis_PNM.mT, c.to(torch.float64).unsqueeze(2))).squeeze(2)
@@ -50,8 +59,8 @@ def test_projection_is_that_of_a_qr_factorisation(batch):
 
 def test_visited_states_are_the_means_of_the_two_signs_by_pair_and_sequence():
     run, factors, columns = tile(batch=3)
-    states_TNC = run(factors).states_TNC
-    got = visited_states(states_TNC, columns)
+    _, got, states_TNC = run(factors)
+    assert len(states_TNC) == T
     for pair in range(P):
         for step in range(T - 1):
             for sequence in range(3):
@@ -66,11 +75,11 @@ def test_losses_know_nothing_of_the_part_that_is_left_out():
     a = torch.zeros_like(a)
 
     def differences(c_PN):
-        loss = run((a, b, c_PN, d)).error_TC.sum(dim=0).view(P, 2)
-        return loss[:, 0] - loss[:, 1]
+        loss_P2 = run((a, b, c_PN, d))[0]
+        return loss_P2[:, 0] - loss_P2[:, 1]
 
     c = c.to(torch.float64)
-    inside = project(visited_states(run((a, b, c, d)).states_TNC, columns), c)
+    inside = project(run((a, b, c, d))[1], c)
     whole = differences(c)
     assert torch.allclose(differences(inside), whole, rtol=1e-3)
     assert (differences(c - inside).abs() < 1e-3 * whole.abs()).all()

@@ -176,7 +176,7 @@ def test_the_guard_is_a_threshold_on_the_rms_of_the_state_at_any_step(monkeypatc
 
 
 @pytest.mark.parametrize("kind", es.NOISES)
-def test_the_states_that_members_visited_come_back_on_request(kind):
+def test_the_states_that_members_visit_can_be_watched(kind):
     u, v, weight, bias, inputs, target = made_up()
     reservoir = draw_reservoir(N, 5, seed=1)
     rollout = Rollout(reservoir, LEAK, 0.95, dtype=torch.float64)
@@ -184,12 +184,14 @@ def test_the_states_that_members_visited_come_back_on_request(kind):
     e_u, e_v = dense_noise(kind, noise.draw(2, ids))
     drive, aim = rollout.drive(inputs)[:, :, None, None], target[:, :, None, None]
 
-    def run(keep_states):
+    def run(watch=None):
         adapter = noise.adapter(u, v, 2, ids, SIGMA)
-        return rollout.errors(adapter, drive, aim, weight, bias, (2, 2, B), keep_states=keep_states)
+        return rollout.errors(adapter, drive, aim, weight, bias, (2, 2, B), watch=watch)
 
-    kept, plain = run(True), run(False)
-    assert plain.states_TNC is None and torch.equal(kept.error_TC, plain.error_TC)
+    seen = {}
+    watched, plain = run(lambda step, h: seen.update({step: h.clone()})), run()
+    assert torch.equal(watched.error_TC, plain.error_TC) and list(seen) == list(range(T))
+    states_TNC = torch.stack(list(seen.values()))
     for pair in range(2):
         for s, sign in enumerate((1, -1)):
             expected = rollout_reference(
@@ -199,7 +201,7 @@ def test_the_states_that_members_visited_come_back_on_request(kind):
                 LEAK,
                 inputs.permute(0, 2, 1),
             )
-            got = kept.states_TNC.view(T, N, 2, 2, B)[:, :, pair, s]
+            got = states_TNC.view(T, N, 2, 2, B)[:, :, pair, s]
             assert torch.allclose(got, expected.transpose(1, 2), atol=1e-12)
 
 
