@@ -424,7 +424,21 @@ def roofline(results: dict) -> str:
         f"{number(ceilings['memory_bytes_per_s'] / 1e9)} GB/s, cache {number(ceilings['cache_bytes_per_s'] / 1e9)} GB/s "
         f"({results['dtype']}, tile of {rollout['columns']:,} columns, kernel {results['kernel']})."
     )
-    return "\n\n".join([*paragraphs, " ".join(sentences)])
+    paragraphs.append(" ".join(sentences))
+    if "products" in results:
+        densities = list(dict.fromkeys(row["density"] for row in results["products"]))
+        rows = []
+        for size in dict.fromkeys(row["size"] for row in results["products"]):
+            found = [row for row in results["products"] if row["size"] == size]
+            cells = (f"{median(row['gather_over_dense'])} · {median(row['csr_over_dense'])}" for row in found)
+            rows.append([f"{size:,}", f"{found[0]['columns']:,}", *cells])
+        columns = ["N", "columns", *(f"{percent(density)} of W0" for density in densities)]
+        paragraphs.append(
+            "W0 h by density, time over that of a dense product: embedding_bag, then torch's CSR product. A gather is "
+            "taken up to a fifth of non-zero weights (`SPARSE_BELOW` in `common/rollout.py`)."
+        )
+        paragraphs.append(table(columns, rows))
+    return "\n\n".join(paragraphs)
 
 
 # --- A step of the reservoir -----------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
     python benchmarks/roofline.py     (a minute on one CPU core; --device cuda for a GPU)
 
 One tile of the brief's population, rank-one noise, on one thread. The ceilings are measured in the same run: the best rate of a
-large matrix product in the rollout's number format, of a copy of a large array (memory), and of a copy of an array of a
-quarter of the tile's state (the cache that the state should stay in). Copies count bytes read and bytes written.
+large matrix product in the rollout's number format, of a copy of a large array (memory), and in arrays of a quarter of the
+tile's state (the cache that the state should stay in) of a copy, bytes read and written, or of a scalar product, which only
+reads, whichever is faster.
 
 Three times are set side by side for each part of a time step, in microseconds for each column and step:
 
@@ -22,11 +23,14 @@ On a GPU operators run behind the program's back; there only whole rollouts are 
 
 import argparse
 import time
+import warnings
 from collections import defaultdict
+from functools import partial
 
 import torch
-from harness import parse, parser, summary, synchronise, take_turns, write
+from harness import parse, parser, ratios, summary, synchronise, take_turns, write
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from workload import BRIEF, QUICK, Sizes, Workload
@@ -35,7 +39,8 @@ from common.costs import BytesMoved
 from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import run_main
-from common.rollout import KERNELS
+from common.reservoir import draw_reservoir
+from common.rollout import KERNELS, columns_per_tile
 
 VIEWS = ("view", "expand", "unsqueeze", "select", "slice", "_unsafe_view", "diagonal", "t", "alias", "detach")
 
@@ -79,7 +84,7 @@ def part_of(name: str, shape: tuple[int, ...], sizes: Sizes, columns: int) -> st
         return "+ Win z"
     if name == "tanh_":
         return "tanh"
-    if name == "lerp":
+    if name == "lerp_":
         return "leak"
     if (name == "mul" and state) or name == "mean":
         return "guard"
@@ -115,7 +120,7 @@ def needed(sizes: Sizes) -> float:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, state_bytes: int, rounds: int, quick: bool) -> dict[str, float]:
-    """Best rates seen: operations a second of a large product, bytes a second of a large and of a state-sized copy."""
+    """Best rates seen: operations a second of a large product, bytes a second in memory and in the cache."""
     side = 256 if quick else 2048 if device.type == "cpu" else 8192
     large = 2**20 if quick else 2**28 if device.type == "cpu" else 2**31
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -128,11 +133,16 @@ def ceilings(device: torch.device, dtype: torch.dtype, state_bytes: int, rounds:
         for _ in range(repeat):
             small_to.copy_(small)
 
+    def reads() -> None:
+        for _ in range(repeat):
+            torch.dot(small, small_to)
+
     seconds = take_turns(
         {
             "product": lambda: torch.mm(a, b, out=product),
             "memory": lambda: wide_to.copy_(wide),
-            "cache": copies,
+            "cache copy": copies,
+            "cache read": reads,
         },
         max(rounds, 5),
         device,
@@ -140,7 +150,10 @@ def ceilings(device: torch.device, dtype: torch.dtype, state_bytes: int, rounds:
     return {
         "operations_per_s": 2 * side**3 / float(seconds["product"].min()),
         "memory_bytes_per_s": 2 * wide.nbytes / float(seconds["memory"].min()),
-        "cache_bytes_per_s": 2 * repeat * small.nbytes / float(seconds["cache"].min()),
+        "cache_bytes_per_s": 2
+        * repeat
+        * small.nbytes
+        / float(min(seconds["cache copy"].min(), seconds["cache read"].min())),
     }
 
 
@@ -227,6 +240,33 @@ def whole_rollout(load: Workload, rounds: int, ceiling: dict[str, float]) -> dic
     }
 
 
+def products(rounds: int, quick: bool) -> list[dict]:
+    """W0 h three ways over sizes and densities: what the rule `SPARSE_BELOW` in common/rollout.py rests on."""
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+    rows = []
+    for size in (64,) if quick else (64, 250, 500, 1000, 2000, 4000):
+        columns = columns_per_tile(size, torch.float32, "cpu")
+        h_NC, dense_NN = torch.randn(size, columns), torch.randn(size, size)
+        for density in (0.05, 0.1, 0.2, 0.3):
+            degree = max(1, round(density * size))
+            frozen = draw_reservoir(size, degree, seed=0)
+            index_Nk, value_Nk = frozen.index_Nk.to(torch.int32), frozen.value_Nk
+            starts = torch.arange(0, size * degree + 1, degree, dtype=torch.int32)
+            entries = index_Nk.flatten(), value_Nk.flatten()
+            csr_NN = torch.sparse_csr_tensor(starts, *entries, (size, size), check_invariants=True)
+            seconds = take_turns(
+                {
+                    "dense": partial(torch.mm, dense_NN, h_NC),
+                    "gather": partial(embedding_bag, index_Nk, h_NC, mode="sum", per_sample_weights=value_Nk),
+                    "csr": partial(torch.mm, csr_NN, h_NC),
+                },
+                max(rounds, 5),
+            )
+            row = {"size": size, "columns": columns, "density": density}
+            rows.append(row | {f"{name}_over_dense": ratio for name, ratio in ratios(seconds, "dense").items()})
+    return rows
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__, "roofline", rounds=15)
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -256,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         if device.type == "cpu":
             results["parts"], results["bookkeeping_us"] = parts(load, arguments.rounds, ceiling)
+            results["products"] = products(arguments.rounds, arguments.quick)
         synchronise(device)
     print(
         f"ceilings: {ceiling['operations_per_s'] / 1e9:,.0f} GFLOP/s, memory {ceiling['memory_bytes_per_s'] / 1e9:,.1f} GB/s, "

@@ -247,7 +247,7 @@ def test_what_float16_does_to_losses_and_to_the_estimate():
     u, v = draw(size, rank) * 0.02, draw(size, rank) / size**0.5
     weight, bias = draw(EMBEDDING, size) * 0.05, draw(EMBEDDING) * 0.1
     z = draw(T + 1, EMBEDDING, batch)
-    reservoir, noise = draw_reservoir(size, 60, seed=1, input_scale=0.1), es.RankOneNoise(7, size, rank)
+    reservoir, noise = draw_reservoir(size, 120, seed=1, input_scale=0.1), es.RankOneNoise(7, size, rank)
 
     def losses(dtype):
         rollout = Rollout(reservoir, 0.5, 0.95, dtype=dtype)
