@@ -37,8 +37,9 @@ LEAST_COLUMNS, MOST_COLUMNS = 32, 1024  # narrower products are slow, wider ones
 CUDA_COLUMNS = 4096  # N = 2000 in float16: state and pre-activation are 16 MB each and stay in an H200's L2 beside W0
 GPUS_PER_NODE = 8
 MOST_PAIRS = 32  # rank-one corrections ride along as extra columns of the adapter; beyond r of them they would dominate
-# Share of non-zero weights up to which W0 h is gathered by embedding_bag. Measured on a CPU, a gather takes as long as a dense
-# product at a fifth (N ≤ 500) to a third (N ≥ 1000); torch's CSR product was slower than it at every width.
+# Share of non-zero weights up to which W0 h is gathered by embedding_bag. Measured on a CPU (benchmarks/roofline.py), a gather
+# takes as long as a dense product at a fifth (N ≤ 500) to a third (N ≥ 1000). Torch's CSR product is slower from N = 1000 on,
+# and where it is not, by a fifth faster at most: not worth a third way.
 SPARSE_BELOW = 1 / 5
 KERNELS = ("torch", "graph", "epilogue", "fused")
 MOST_UNGUARDED = 1000  # steps; a guard of 1 or more can never be left
