@@ -107,10 +107,11 @@ class Ours:
 
     def losses(self, evaluate: Callable, map_tiles: Callable) -> Tensor:
         """float64 (K, 2). evaluate(adapter, pair ids) → losses (P, 2) of a tile; map_tiles: one after another, or by threads."""
+        v_Nr = self.v_Nr.T.contiguous().T  # as Vᵀ in memory, which every tile's adapter begins with
 
         def evaluate_tile(tile: int) -> Tensor:
             ids_P = self.tile_ids(tile)
-            adapter = self.noise.adapter(self.u_Nr, self.v_Nr, self.iteration, ids_P, machines.SIGMA)
+            adapter = self.noise.adapter(self.u_Nr, v_Nr, self.iteration, ids_P, machines.SIGMA)
             return evaluate(adapter, ids_P)
 
         return torch.cat(list(map_tiles(evaluate_tile, range(self.tiles))))[: self.pairs]
