@@ -65,7 +65,7 @@ def measure(load: Workload, workers: Workers, rounds: int, kinds: tuple[str, ...
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     device = choose_device(arguments.device)
-    dtype = getattr(torch, arguments.dtype or ("float32" if device.type == "cpu" else "float16"))
+    dtype = getattr(torch, arguments.dtype)
     sizes = QUICK if arguments.quick else BRIEF if device.type == "cpu" else BRIEF.but(pairs=1024, batch=64)
     results = {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "kernel": arguments.kernel}
     with Workers(device, threads=arguments.threads) as workers:

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.dist import choose_device
 from common.errors import BadInput, Parser
 from common.files import require_writable, write_json
+from common.rollout import require_kernel
 from common.run import source
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -41,6 +43,12 @@ def parse(made: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = made.parse_args(argv)
     if arguments.rounds < 1:
         raise BadInput("--rounds must be a whole number ≥ 1")
+    if getattr(arguments, "threads", 0) < 0:
+        raise BadInput("--threads must be a whole number ≥ 0")
+    if hasattr(arguments, "kernel"):
+        device = choose_device(arguments.device).type
+        arguments.dtype = arguments.dtype or ("float32" if device == "cpu" else "float16")
+        require_kernel(arguments.kernel, device, arguments.dtype)
     if arguments.quick:
         arguments.rounds = QUICK_ROUNDS
         if arguments.output == made.get_default("output"):

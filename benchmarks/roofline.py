@@ -281,7 +281,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     device = choose_device(arguments.device)
-    dtype = getattr(torch, arguments.dtype or ("float32" if device.type == "cpu" else "float16"))
+    dtype = getattr(torch, arguments.dtype)
     sizes = QUICK if arguments.quick else BRIEF if device.type == "cpu" else BRIEF.but(pairs=1024, batch=64)
     with Workers(device, threads=1):
         load = Workload(sizes, device, dtype, kernel=arguments.kernel)
