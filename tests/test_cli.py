@@ -427,7 +427,15 @@ def test_help_lists_every_flag(command, stub):
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-def test_first_ctrl_c_asks_and_the_second_insists(capfd):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal; a shell that starts the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_first_ctrl_c_asks_and_the_second_insists(capfd, ctrl_c):
     with StopRequest() as stop:
         assert not stop.requested
         signal.raise_signal(signal.SIGINT)
