@@ -8,7 +8,7 @@ time of inference / time of the population: 1 would mean that perturbed members 
 91 % of pure inference for EGGROLL on their task.)
 
     rank1       ±1 rank-one noise: shared products and corrections
-    gaussian    full noise, per-member products with U and V (on fewer pairs: its noise is 2Nr numbers a pair)
+    gaussian    full noise, per-member products with U and V
     states      rank1, and the states that each pair visited are handed over tile by tile
     projected   rank1 with states, and V's noise projected on what each pair visited: what a projected update needs
 

@@ -37,6 +37,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import harness
 import numpy as np
@@ -294,6 +295,7 @@ def require_equal_losses(sizes: Sizes, work: rollouts.Work, names: list[str], wo
         population_MD = (center_D + machines.SIGMA * both_2[None, :, None] * noise_KD[:, None]).flatten(0, 1)
         found = {
             "vmap": rollouts.mapped_members(work, population_MD, chunk=2),
+            "vmap, dense": rollouts.mapped_members(work, population_MD, chunk=2, dense=True),
             "all members": rollouts.all_full_members(work, population_MD),
         }
         for name, losses in evaluate.items():
@@ -339,6 +341,7 @@ def whole_turns(sizes: Sizes, names: list[str], work: rollouts.Work, workers: Wo
     population_MD = theta_D + machines.SIGMA * torch.randn(sizes.mapped, len(theta_D), generator=random)
     for name, chunk in ((f"vmap_{sizes.mapped}_at_a_time", sizes.mapped), ("vmap_2_at_a_time", 2)):
         turns[name] = partial(rollouts.mapped_members, work, population_MD, chunk)
+    turns["vmap_dense_2_at_a_time"] = partial(rollouts.mapped_members, work, population_MD, 2, dense=True)
     return turns
 
 
@@ -393,8 +396,21 @@ def print_memory(title: str, row: dict) -> None:
         print(f"  {name:24} {peak / 1e6:10.1f} MB" + (f"  {ratio:7.2f} × ours rank-1" if ratio else ""), flush=True)
 
 
+def require_peers(path: Path) -> None:
+    """Raises BadInput where results with a peer that is not installed would be lost."""
+    if path.exists():
+        left_out = json.loads(path.read_text())["results"]["left_out"]
+        if lost := [name for name in PEERS if missing(name) and name not in left_out]:
+            raise BadInput(
+                f"--output {path} holds {', '.join(lost)}, not installed here: pip install -r "
+                "benchmarks/requirements-peers.txt, or name another file"
+            )
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if not arguments.memory_of:
+        require_peers(arguments.output)
     sizes = QUICK if arguments.quick else Sizes()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with Workers(torch.device("cpu")) as workers:

@@ -20,7 +20,7 @@ returned to the system when they are freed, so that this is memory in use.
 
     rollout     one tile of the population: noise drawn, rolled out, scored. Win z + b is there before
     iteration   all of it, Win z + b (T · N · B numbers) formed inside
-    estimate    the update's part of an iteration alone: noise drawn in chunks of 1024 pairs, and ĝ
+    estimate    the update's part of an iteration alone: noise drawn in chunks of pairs, and ĝ
 
 What has to grow with T are the inputs: z and the targets ((T + 1) · 128 · B numbers, there before) and Win z + b. Each
 row counts them in bytes (`input_bytes`, `drive_bytes`) and gives the peak without Win z + b
@@ -68,11 +68,11 @@ AXES = {
     "rank": (8, 16, 32, 64, 128),
 }
 MEMORY_AXES = {"steps": (20, 80, 320), "pairs": (16, 64, 256)}
-ESTIMATE_PAIRS = (64, 256, 1024, 4096)  # the estimate alone is quick enough for them
+ESTIMATE_PAIRS = (16, 32, 64, 256, 1024, 4096)  # the estimate alone is quick enough for them
 QUICK = workload.QUICK.but(pairs=8, steps=4, size=160, in_degree=8)
 QUICK_AXES = {"pairs": (8, 16), "batch": (4, 8), "steps": (4, 8), "size": (160, 320), "rank": (4, 8)}
 QUICK_MEMORY_AXES = {"steps": (4, 8), "pairs": (8, 16)}
-QUICK_ESTIMATE_PAIRS = (8, 16, 2048)
+QUICK_ESTIMATE_PAIRS = (8, 16, 256, 512)
 
 
 class Problem(Workload):

@@ -320,7 +320,6 @@ NAMES = {
     "torch_randn_all_at_once": "plain torch, no groups",
 }
 MEMBERS = 1024  # of the goals
-VIRTUAL = "evox_virtual_lora"  # the one peer that, as ours, never holds its population
 
 
 def name_of(candidate: str) -> str:
@@ -731,16 +730,9 @@ SECTIONS = {
 }  # fmt: skip
 
 
-def held_at_members(rows: list[dict]) -> dict:
-    """`at_members` without the peer that never holds its population."""
-    found = at_members(rows, MEMBERS)
-    found.pop(name_of(VIRTUAL), None)
-    return found
-
-
-def virtual_aside(rows: list[dict]) -> str:
-    found = at_members(rows, MEMBERS).get(name_of(VIRTUAL))
-    return f"{name_of(VIRTUAL)}, which never holds it either, {median(_with_quartiles(found))}" if found else ""
+def vmap_aside(results: dict) -> str:
+    found = results["iteration"]["over_ours_rank1"].get("vmap_dense_2_at_a_time")
+    return f"With a dense W0 in place of the gather {median(found)}" if found else ""
 
 
 def better_of_two(results: dict) -> dict[str, dict]:
@@ -769,18 +761,16 @@ GOALS = (
         aside=peer_loop_aside,
     ),
     Goal(
-        f"ES machinery ≥ 10 × as fast as that of each peer that holds its population, {MEMBERS:,} members",
+        f"ES machinery ≥ 10 × as fast as each peer's, {MEMBERS:,} members",
         "es_machinery",
         10,
-        lambda results: held_at_members(results["machinery"]),
-        aside=lambda results: virtual_aside(results["machinery"]),
+        lambda results: at_members(results["machinery"], MEMBERS),
     ),
     Goal(
-        f"its memory ≤ 1/10 of theirs (peer / ours ≥ 10), {MEMBERS:,} members",
+        f"its memory ≤ 1/10 of each peer's (peer / ours ≥ 10), {MEMBERS:,} members",
         "es_machinery",
         10,
-        lambda results: held_at_members(results["memory"]),
-        aside=lambda results: virtual_aside(results["memory"]),
+        lambda results: at_members(results["memory"], MEMBERS),
     ),
     Goal(
         "Whole iteration faster than each peer's (peer / ours > 1)",
@@ -789,16 +779,19 @@ GOALS = (
         lambda results: peers_in(results["iteration"]["over_ours_rank1"]),
     ),
     Goal(
-        "Whole iteration ≥ 10 × as fast as the rollout alone under torch.vmap",
+        "Whole iteration ≥ 10 × as fast as the rollout alone under torch.vmap, each member gathering",
         "es_machinery",
         10,
         lambda results: {
             name_of(name).removesuffix(" (rollout alone)"): found
             for name, found in results["iteration"]["over_ours_rank1"].items()
-            if name.startswith("vmap")
+            if name.startswith("vmap") and "dense" not in name
         },
+        aside=vmap_aside,
     ),
-    Goal("Reservoir step ≥ 4 × as fast as reservoirpy's best", "reservoir_step", 4, fastest_of_reservoirpy),
+    Goal(
+        "Reservoir step ≥ 4 × as fast as reservoirpy's best NumPy setting", "reservoir_step", 4, fastest_of_reservoirpy
+    ),
     Goal("Generator ≥ 2.5 × as fast as the classic loop", "moving_mnist_generator", 2.5, classic_over_frames),
     Goal("Data ≤ 10 % of an iteration", "iteration", 0.1, data_shares, most=True, form=percent),
     Goal(

@@ -38,7 +38,7 @@ def straightforward(load: Workload, u_MNr: Tensor, v_MNr: Tensor, csr_NN: Tensor
         if csr_NN is not None:
             x_NC = csr_NN @ h_NC
         else:
-            x_NC = functional.embedding_bag(frozen.index_Nk, h_NC, mode="sum", per_sample_weights=frozen.value_Nk)
+            x_NC = functional.embedding_bag(load.rollout.index_Nk, h_NC, mode="sum", per_sample_weights=frozen.value_Nk)
         h_MNB = h_NC.view(size, members, batch).transpose(0, 1)
         adapter_MNB = torch.bmm(u_MNr, torch.bmm(v_MNr.transpose(1, 2), h_MNB))
         x_NMB = x_NC.view(size, members, batch) + adapter_MNB.transpose(0, 1) + load.drive_TNDSB[step].flatten(1, 2)

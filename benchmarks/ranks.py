@@ -101,7 +101,7 @@ MACHINES = {
 COLLECTIVES = 2  # an iteration: the all-gather of losses and the all-reduce of the stop flag (common/experiment.py)
 HOST_COPIES, HOST_COPY_S = 3, 10e-6  # rows to the GPU, what was gathered back, the stop flag back; seconds each assumed
 LAUNCH_S = 5e-6  # of a kernel from Python, assumed
-CALLS_A_STEP = 12  # into torch a step of the rollout (common/rollout.py)
+CALLS_A_STEP = 19  # kernels a step of the rollout on a GPU, guard and scoring among them: counted in common/rollout.py
 MEMORY_BYTES_PER_S = 0.5 * 4.8e12  # H200's 4.8 TB/s (NVIDIA's data sheet), half of it assumed reached
 THROUGHPUTS = (3e5, 1e6, 3e6)  # rollouts of T = 20 steps a second and GPU, assumed: the result is given for each
 POPULATIONS = ((32, 32), (512, 32), (8192, 64), (65536, 64))  # K and B: the brief's, two between, and beyond

@@ -57,7 +57,7 @@ class Workload:
     ):
         self.sizes, self.device, self.dtype, self.own_data = sizes, torch.device(device), dtype, own_data
         self.rollout = Rollout(draw_reservoir(sizes.size, sizes.in_degree, seed=0), LEAK, GUARD, device, dtype, kernel)
-        self.tile_pairs = pairs_per_tile(sizes.pairs, sizes.batch, sizes.size, dtype, self.device.type)
+        self.tile_pairs = pairs_per_tile(sizes.pairs, sizes.batch, sizes.size, dtype, self.device.type, kernel)
         self.tiles = -(-sizes.pairs // self.tile_pairs)
         self.iteration = 1
         self.of_thread = threading.local()

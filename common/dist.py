@@ -69,6 +69,8 @@ class Workers:
             # Embeddings and states are part of the problem: full float32, as on a CPU, not TF32.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+            # And float16 products are summed in float32, also where a library splits them.
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         else:
             self._wake_libraries()
             self._pool = self._make_pool(self.threads)
@@ -101,12 +103,13 @@ class Workers:
         MKL finds out about the processor in the first call of a kind. When two threads made the first tanh together, one of
         them now and then (in 3 of 2,700 fresh processes) got other last bits in it, and the run another decoder.
         """
-        square = torch.ones(16, 16)
-        torch.mm(square, square).addmm_(square, square)
-        torch.bmm(square[None], square[None])
-        square.tanh().exp()
         index = torch.zeros(16, 2, dtype=torch.int32)
-        torch.nn.functional.embedding_bag(index, square, mode="sum", per_sample_weights=torch.ones(16, 2))
+        for dtype in (torch.float32, torch.float64):
+            square = torch.ones(16, 16, dtype=dtype)
+            torch.mm(square, square).addmm_(square, square)
+            torch.bmm(square[None], square[None])
+            square.tanh().exp()
+            torch.nn.functional.embedding_bag(index, square, mode="sum", per_sample_weights=square[:, :2])
 
     @staticmethod
     def _make_pool(threads: int) -> ThreadPoolExecutor:

@@ -3,8 +3,9 @@
     ĝ = 1/(2Kσ) Σ_i (u_i⁺ − u_i⁻) ε_i          u = shaped losses of θ ± σ ε_i,   θ = (U, V)
 
 (Salimans et al. 2017, arXiv:1703.03864; antithetic pairs as in the brief.) K counts the pairs that survived: a pair with
-a failed member leaves the sum. Noise is never stored: it is addressed by (seed, iteration, global pair id), drawn for a
-tile when the tile is evaluated, and drawn again, on every rank alike, when the update is formed.
+a failed member leaves the sum. Noise is addressed by (seed, iteration, global pair id): it is formed for a tile when the tile
+is evaluated, and formed again, on every rank alike, for the update. What lies between is at most the bits of a few hundred
+pairs of ±1 noise, half a kilobyte a pair (`_packed_signs`).
 """
 
 import math
@@ -21,7 +22,7 @@ NOISES = ("gaussian", "rank1")
 SHAPINGS = ("raw", "zscore", "centered-rank")
 FAILURES = ("remove", "penalise")
 SIGMA_SCHEDULES = ("fixed", "cosine", "adaptive")
-CHUNKS_AT_ONCE = 16
+CHUNKS_AT_ONCE = 2  # of pairs whose sums wait to be added
 
 
 # --- Noise -----------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class RankOneNoise:
     rank: int
 
     # Pairs whose bits are made together, and a task of `weighted_sum`. A GPU is asked for few, large operations.
-    CHUNK = {"cpu": 128, "cuda": 4096}
+    CHUNK = {"cpu": 64, "cuda": 4096}
 
     def draw(self, iteration: int, pairs_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a (P, N), b (P, r), c (P, N), d (P, r), float32 ±1, for global pair ids int64 (P,)."""

@@ -43,12 +43,16 @@ def project(states_PMN: Tensor, vector_PN: Tensor, ridge: float = 1e-9) -> Tenso
 
     Gram matrices and solves are in float64, for successive states are nearly parallel. ridge: added to the Gram matrix,
     relative to its mean diagonal; directions in which the states hardly extend are so left out rather than blown up.
-    Raises torch.linalg.LinAlgError if a Gram matrix is not positive definite or not finite.
+    A pair whose Gram matrix is not positive definite or not finite, for a member has failed, gets NaN; the others are as
+    they would be without it.
     """
     states_PMN = states_PMN.to(torch.float64)
     gram_PMM = torch.bmm(states_PMN, states_PMN.mT)
     diagonal_PM = gram_PMM.diagonal(dim1=1, dim2=2)
     diagonal_PM += ridge * diagonal_PM.mean(dim=1, keepdim=True)
     right_PM1 = torch.bmm(states_PMN, vector_PN.to(torch.float64).unsqueeze(2))
-    weight_PM1 = torch.cholesky_solve(right_PM1, torch.linalg.cholesky(gram_PMM))
-    return torch.bmm(weight_PM1.mT, states_PMN).squeeze(1).to(vector_PN.dtype)
+    root_PMM, failed_P = torch.linalg.cholesky_ex(gram_PMM)
+    weight_PM1 = torch.cholesky_solve(right_PM1, root_PMM)
+    projected_PN = torch.bmm(weight_PM1.mT, states_PMN).squeeze(1)
+    failed_P = (failed_P != 0) | ~projected_PN.isfinite().all(dim=1)
+    return projected_PN.masked_fill_(failed_P[:, None], torch.nan).to(vector_PN.dtype)

@@ -8,8 +8,9 @@ What differs between members is the adapter, and there is one small class for ea
 `SharedAdapter` (all columns alike), `RankOneAdapter` (EGGROLL-like noise, no member's weights ever formed) and
 `GaussianAdapter` (a full noise matrix a pair). CPU tiles run one thread each; parallelism is over tiles (see dist.py).
 
-The time loop is a dozen calls into torch a step, in place and into buffers that are made before it: at the brief's size a
-step takes a millisecond, and two threads that both came back to Python some thirty times a step would wait for each other.
+The time loop is a dozen calls into torch a step, in place and into buffers that are made before it; only embedding_bag takes no
+buffer, and gets the block of memory that the last step gave back. At the brief's size a step takes a
+millisecond, and two threads that both came back to Python some thirty times a step would wait for each other.
 
 On a GPU W0 is dense, and there are four ways to run a tile (`KERNELS`):
 
@@ -34,7 +35,8 @@ from common.reservoir import Reservoir
 
 STATE_BYTES = 2**20  # of a CPU tile: it stays in a core's L2 cache, which the sparse product reads k times a step
 LEAST_COLUMNS, MOST_COLUMNS = 32, 1024  # narrower products are slow, wider ones gain nothing
-CUDA_COLUMNS = 4096  # N = 2000 in float16: state and pre-activation are 16 MB each and stay in an H200's L2 beside W0
+# Of a GPU tile: state and pre-activation stay in an H200's 50 MB of L2 beside W0. N = 2000 in float16: 4,096 columns.
+CUDA_STATE_BYTES, CUDA_MOST_COLUMNS = 2**24, 2**14
 GPUS_PER_NODE = 8
 MOST_PAIRS = 32  # rank-one corrections ride along as extra columns of the adapter; beyond r of them they would dominate
 # Share of non-zero weights up to which W0 h is gathered by embedding_bag. Measured on a CPU (benchmarks/roofline.py), a gather
@@ -47,11 +49,10 @@ SCORED_AT_ONCE = 4  # steps whose predictions are scored together
 
 
 def columns_per_tile(size: int, dtype: torch.dtype, device_type: str) -> int:
-    """Columns that a tile aims at: on a CPU the power of two whose state just fits `STATE_BYTES`."""
-    if device_type != "cpu":
-        return CUDA_COLUMNS
-    fitting = max(STATE_BYTES // (size * dtype.itemsize), 1)
-    return min(max(1 << (fitting.bit_length() - 1), LEAST_COLUMNS), MOST_COLUMNS)
+    """Columns that a tile aims at: the power of two whose state just fits `STATE_BYTES` or `CUDA_STATE_BYTES`."""
+    state_bytes, most = (STATE_BYTES, MOST_COLUMNS) if device_type == "cpu" else (CUDA_STATE_BYTES, CUDA_MOST_COLUMNS)
+    fitting = max(state_bytes // (size * dtype.itemsize), 1)
+    return min(max(1 << (fitting.bit_length() - 1), LEAST_COLUMNS), most)
 
 
 def pairs_per_tile(
@@ -72,8 +73,8 @@ def pairs_per_tile(
     return max(1, min(fitting, -(-population_pairs // GPUS_PER_NODE), most))
 
 
-def require_kernel(kernel: str, device_type: str, dtype: str) -> None:
-    """Raises BadInput where a tile cannot be run that way."""
+def require_kernel(kernel: str, device_type: str, dtype: str, size: int = 0) -> None:
+    """Raises BadInput where a tile of `size` units cannot be run that way."""
     if kernel == "torch":
         return
     if device_type != "cuda":
@@ -85,6 +86,8 @@ def require_kernel(kernel: str, device_type: str, dtype: str) -> None:
 
         if not available(device_type):
             raise BadInput(f"--kernel {kernel} needs the package triton, which is not installed")
+    if kernel == "fused" and dtype == "float16" and size > 2**15:
+        raise BadInput(f"--kernel fused with --dtype float16 takes a --hidden-size of at most {2**15}, not {size}")
 
 
 class SharedAdapter:
@@ -266,8 +269,8 @@ class Rollout:
         return functional.embedding_bag(self.index_Nk, h_NC, mode="sum", per_sample_weights=self.reservoir.value_Nk)
 
     def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int]):
-        """Yield (h_t, scratch, square) for t = 1 … T: two (N, C), and the mean of h² over units (C,) where the kernel has it
-        at hand, else None. Scratch may be overwritten; the next step overwrites both.
+        """Yield (h_t, square) for t = 1 … T: the state (N, C), which the next step overwrites, and the mean of h² over units
+        (C,) where the kernel has it at hand, else None.
 
         columns: (P, S, B) with C = P·S·B. drive_TNDSB (T, N, D, 1, B): D = 1 where all pairs see the same sequences, else P.
         """
@@ -283,15 +286,18 @@ class Rollout:
                 from common.epilogue import finish_step  # where it is needed: Triton takes its time to import
 
                 square_C = finish_step(x_NC, h_NC, back, drive_NDSB, columns, self.leak)
-                yield h_NC, x_NC, square_C
+                yield h_NC, square_C
                 continue
             if step > 0:
-                del x_NC  # so that its memory, still in the cache, serves again
-                x_NC = self.recurrent(h_NC)
+                if self.dense_NN is not None:
+                    torch.mm(self.dense_NN, h_NC, out=x_NC)
+                else:
+                    del x_NC  # so that its memory, still in the cache, serves again
+                    x_NC = self.recurrent(h_NC)
                 adapter.add_to(x_NC, h_NC)
             x_NC.unflatten(1, columns).add_(drive_NDSB)
             h_NC.lerp_(x_NC.tanh_(), self.leak)  # (1 − α) h + α tanh(·)
-            yield h_NC, x_NC, None
+            yield h_NC, None
 
     @torch.no_grad()
     def errors(
@@ -310,11 +316,11 @@ class Rollout:
         target_TEDSB (T, 128, D, 1, B) float32: embeddings of frames 2 … T+1. weight_EN, bias_E: the decoder.
         end_early: on a CPU, stop once every column has failed; the errors of later steps are then zero and mean nothing.
         watch: called with (t − 1, h_t) after each step; h_t (N, C) is overwritten by the next. What the columns visit can so be
-        had tile by tile (common/projection.py). Such a tile is run by the calls of "torch", whatever the kernel.
+        had tile by tile (common/projection.py). Such a tile is never captured, nor run by the fused kernel, nor ended early.
         """
         given = (drive_TNDSB, target_TEDSB, weight_EN, bias_E)
         if self.kernel == "torch" or watch is not None:
-            return self._errors(adapter, *given, columns, end_early, watch)
+            return self._errors(adapter, *given, columns, end_early and watch is None, watch)
         if self.kernel == "fused" and isinstance(adapter, RankOneAdapter):
             return self._fused_errors(adapter, *given, columns)
         inputs = [*(getattr(adapter, name) for name in adapter.inputs), *given]
@@ -360,7 +366,7 @@ class Rollout:
         weight_EN, bias_E1 = weight_EN.to(self.dtype), bias_E.to(self.dtype)[:, None]
         prediction_SEC = torch.empty(SCORED_AT_ONCE, len(bias_E), count, dtype=self.dtype, device=self.device)
         unguarded = self.steps_within_guard(0.0)
-        for step, (h_NC, scratch_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns)):
+        for step, (h_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns)):
             if watch is not None:
                 watch(step, h_NC)
             place = step % SCORED_AT_ONCE
@@ -369,7 +375,7 @@ class Rollout:
                 unguarded -= 1
             else:
                 if square_C is None:
-                    square_C = torch.mul(h_NC, h_NC, out=scratch_NC).mean(dim=0)
+                    square_C = h_NC.square().mean(dim=0)
                 failed_C |= ~(square_C <= self.guard_square)  # negated, so that not a number fails too
                 if self.device.type == "cpu":
                     unguarded = self.steps_within_guard(float(square_C.masked_fill_(failed_C, 0).max()) ** 0.5)
@@ -390,6 +396,6 @@ class Rollout:
         steps, _, batch = drive_TNB.shape
         states_NTB = torch.empty(self.size, steps, batch, dtype=self.dtype, device=self.device)
         adapter = SharedAdapter(u_Nr.to(self.dtype), v_Nr.to(self.dtype))
-        for step, (h_NC, _, _) in enumerate(self.steps(adapter, drive_TNB[:, :, None, None], (1, 1, batch))):
+        for step, (h_NC, _) in enumerate(self.steps(adapter, drive_TNB[:, :, None, None], (1, 1, batch))):
             states_NTB[:, step] = h_NC
         return states_NTB

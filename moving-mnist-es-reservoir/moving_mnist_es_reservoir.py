@@ -110,7 +110,7 @@ def parse_arguments(argv: list[str] | None):
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     if config.rank > config.hidden_size:
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
-    require_kernel(config.kernel, choose_device(config.device).type, config.dtype)
+    require_kernel(config.kernel, choose_device(config.device).type, config.dtype, config.hidden_size)
     return config, options
 
 

@@ -7,7 +7,7 @@ from common import es
 from common.encoder import EMBEDDING
 from common.projection import VisitedStates, project
 from common.reservoir import draw_reservoir
-from common.rollout import Rollout
+from common.rollout import Rollout, SharedAdapter
 
 N, R, T, P = 60, 3, 6, 4
 SIGMA, LEAK = 1e-3, 0.5
@@ -85,7 +85,21 @@ def test_losses_know_nothing_of_the_part_that_is_left_out():
     assert (differences(c - inside).abs() < 1e-3 * whole.abs()).all()
 
 
-def test_states_that_are_not_numbers_raise():
-    states = torch.full((1, 3, N), torch.nan)
-    with pytest.raises(torch.linalg.LinAlgError):
-        project(states, torch.ones(1, N))
+def test_a_pair_that_failed_gets_nan_and_harms_nobody():
+    generator = torch.Generator().manual_seed(0)
+    states, vectors = torch.randn(4, 3, N, generator=generator), torch.randn(4, N, generator=generator)
+    expected = project(states, vectors)
+    states[1, 2, 5] = torch.nan
+    states[3] = 0  # not positive definite
+    got = project(states, vectors)
+    assert torch.equal(got[[0, 2]], expected[[0, 2]]) and got[[1, 3]].isnan().all()
+
+
+def test_a_watched_tile_is_not_ended_early():
+    rollout = Rollout(draw_reservoir(N, 5, seed=1), LEAK, 0.95)
+    none, seen = torch.zeros(N, 1), []
+    rollout.errors(
+        SharedAdapter(none, none), torch.full((T, N, 1, 1, 2), torch.nan), torch.zeros(T, EMBEDDING, 1, 1, 2),
+        torch.zeros(EMBEDDING, N), torch.zeros(EMBEDDING), (1, 1, 2), watch=lambda step, h: seen.append(step),
+    )  # fmt: skip
+    assert seen == list(range(T))

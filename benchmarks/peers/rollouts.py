@@ -102,17 +102,22 @@ def low_rank_members(work: Work, handed: tuple, group: int = GROUP) -> Tensor:
     return torch.cat([losses(*factors) for factors in groups])
 
 
-def mapped_members(work: Work, population_MD: Tensor, chunk: int) -> Tensor:
-    """Losses (M,) by torch.vmap over a function of one member, `chunk` members at a time; W0 h gathers and sums."""
+def mapped_members(work: Work, population_MD: Tensor, chunk: int, dense: bool = False) -> Tensor:
+    """Losses (M,) by torch.vmap over a function of one member, `chunk` members at a time; W0 h gathers and sums, or is a
+    dense product."""
     drive_TNB = work.drive()
     size, batch = drive_TNB.shape[1:]
+    dense_NN = torch.zeros(size, size).scatter_add_(1, work.index_Nk.to(torch.int64), work.value_Nk) if dense else None
 
     def loss(theta_D: Tensor) -> Tensor:
         u_Nr, v_Nr = theta_D.view(2, size, work.rank)
         h_NB = torch.zeros(size, batch)
         total = torch.zeros(())
         for drive_NB, target_EB in zip(drive_TNB, work.target_TEB):
-            recurrent_NB = (h_NB[work.index_Nk] * work.value_Nk[:, :, None]).sum(dim=1)
+            if dense:
+                recurrent_NB = dense_NN @ h_NB
+            else:
+                recurrent_NB = (h_NB[work.index_Nk] * work.value_Nk[:, :, None]).sum(dim=1)
             x_NB = recurrent_NB + u_Nr @ (v_Nr.T @ h_NB) + drive_NB
             h_NB = torch.lerp(h_NB, torch.tanh(x_NB), work.leak)
             prediction_EB = work.weight_EN @ h_NB + work.bias_E[:, None]
