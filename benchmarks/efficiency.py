@@ -19,21 +19,16 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from harness import parse, parser, summary, take_turns, write
+from harness import add_kernel_flags, parse, parser, summary, take_turns, write
 from workload import BRIEF, QUICK, Workload
 
 from common.dist import Workers, choose_device
 from common.errors import run_main
-from common.rollout import KERNELS
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__, "efficiency", rounds=15)
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument(
-        "--dtype", choices=("float16", "float32"), default=None, help="float32 on a CPU, float16 on a GPU"
-    )
-    made.add_argument("--kernel", choices=KERNELS, default="torch", help="how a GPU runs a tile")
+    add_kernel_flags(made)
     made.add_argument("--threads", type=int, default=0, help="tiles side by side on a CPU (default: all cores)")
     return parse(made, argv)
 

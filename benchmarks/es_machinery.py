@@ -8,8 +8,8 @@ Every candidate does the same work: it moves θ = (U, V), both (N, r), by Adam a
  1. *Machinery*: an iteration without the rollout. Losses are made up, the same for all. What counts is making the population
     in the form in which a rollout can use it, and the update. A peer hands over the whole population as one array (M, D) and
     needs it, or its noise, again for the update. Here a rollout takes the population tile by tile, as adapters that are drawn when
-    their tile's turn comes and dropped after it, and the update draws the noise again: so it is measured, all tiles, with
-    both draws. (EvoX's VirtualLoRAES hands over and draws again likewise; see peers/machines.py for how each peer is set up.)
+    their tile's turn comes and dropped after it, and the update forms the noise again: so it is measured, all tiles, formed
+    twice. (The random bits of at most 512 pairs, half a kilobyte each, are kept in between; beyond, they are drawn twice.) (EvoX's VirtualLoRAES hands over and draws again likewise; see peers/machines.py for how each peer is set up.)
  2. *Peak memory* of the same, each candidate in a process of its own: by how much the resident set rises above what it is
     after two iterations, in the next two (VmHWM, cleared in between; Linux). So state, libraries and compiled code do
     not count. Blocks from 64 kB on are returned to the system when they are freed.

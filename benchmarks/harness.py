@@ -18,7 +18,7 @@ import torch
 from common.dist import choose_device
 from common.errors import BadInput, Parser
 from common.files import require_writable, write_json
-from common.rollout import require_kernel
+from common.rollout import KERNELS, require_kernel
 from common.run import source
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -36,6 +36,15 @@ def parser(description: str, name: str, rounds: int) -> Parser:
     )
     made.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="default: %(default)s")
     return made
+
+
+def add_kernel_flags(made: Parser) -> None:
+    """The flags of a benchmark that runs tiles on either kind of device."""
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument(
+        "--dtype", choices=("float16", "float32"), default=None, help="float32 on a CPU, float16 on a GPU"
+    )
+    made.add_argument("--kernel", choices=KERNELS, default="torch", help="how a GPU runs a tile")
 
 
 def parse(made: Parser, argv: Sequence[str] | None) -> argparse.Namespace:

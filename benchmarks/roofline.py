@@ -28,7 +28,7 @@ from collections import defaultdict
 from functools import partial
 
 import torch
-from harness import parse, parser, ratios, summary, synchronise, take_turns, write
+from harness import add_kernel_flags, parse, parser, ratios, summary, synchronise, take_turns, write
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,7 +40,7 @@ from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import run_main
 from common.reservoir import draw_reservoir
-from common.rollout import KERNELS, columns_per_tile
+from common.rollout import columns_per_tile
 
 VIEWS = ("view", "expand", "unsqueeze", "select", "slice", "_unsafe_view", "diagonal", "t", "alias", "detach")
 
@@ -280,11 +280,7 @@ def products(rounds: int, quick: bool) -> list[dict]:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__, "roofline", rounds=15)
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument(
-        "--dtype", choices=("float16", "float32"), default=None, help="float32 on a CPU, float16 on a GPU"
-    )
-    made.add_argument("--kernel", choices=KERNELS, default="torch", help="how a GPU runs a tile")
+    add_kernel_flags(made)
     return parse(made, argv)
 
 

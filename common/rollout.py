@@ -275,16 +275,17 @@ class Rollout:
         columns: (P, S, B) with C = P·S·B. drive_TNDSB (T, N, D, 1, B): D = 1 where all pairs see the same sequences, else P.
         """
         adapter.prepare(columns)
+        epilogue = self.kernel == "epilogue" and hasattr(adapter, "inner")
+        if epilogue:
+            from common.epilogue import finish_step  # where it is needed: Triton takes its time to import
         h_NC = torch.zeros(self.size, columns[0] * columns[1] * columns[2], dtype=self.dtype, device=self.device)
         x_NC = torch.zeros_like(h_NC)  # before the first step the state is zero, and so are both products
         for step, drive_NDSB in enumerate(drive_TNDSB):
-            if self.kernel == "epilogue" and hasattr(adapter, "inner"):
+            if epilogue:
                 back = None
                 if step > 0:
                     torch.mm(self.dense_NN, h_NC, out=x_NC)
                     back = adapter.left_NA, adapter.inner(h_NC)
-                from common.epilogue import finish_step  # where it is needed: Triton takes its time to import
-
                 square_C = finish_step(x_NC, h_NC, back, drive_NDSB, columns, self.leak)
                 yield h_NC, square_C
                 continue

@@ -226,9 +226,8 @@ class Training(experiment.Training):
         pairs, batch = self.tile_pairs, config.batch_size
         columns = (pairs, 2, batch)
         u_Nr = self.u_Nr.to(self.rollout.dtype)
-        v_Nr = (
-            self.v_Nr.to(self.rollout.dtype).T.contiguous().T
-        )  # as Vᵀ in memory, which every tile's adapter begins with
+        # As Vᵀ in memory, which every tile's adapter begins with.
+        v_Nr = self.v_Nr.to(self.rollout.dtype).T.contiguous().T
         per_member = config.sequence_length * EMBEDDING * self.scale
 
         def load(streams: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class EvoTorchPGPE:
     def __init__(self, theta_D: Tensor, members: int, shapes: list[tuple[int, int]]):
         from evotorch.algorithms import functional
 
-        self.library, self.members = functional, members
+        self.strategy, self.members = functional, members
         self.state = functional.pgpe(
             center_init=theta_D,
             center_learning_rate=LEARNING_RATE,
@@ -46,8 +46,8 @@ class EvoTorchPGPE:
     native = staticmethod(lambda losses_M: losses_M)
 
     def iterate(self, evaluate: Callable) -> None:
-        population_MD = self.library.pgpe_ask(self.state, popsize=self.members)
-        self.state = self.library.pgpe_tell(self.state, population_MD, evaluate(population_MD))
+        population_MD = self.strategy.pgpe_ask(self.state, popsize=self.members)
+        self.state = self.strategy.pgpe_tell(self.state, population_MD, evaluate(population_MD))
 
 
 class EvosaxOpenES:
@@ -60,15 +60,15 @@ class EvosaxOpenES:
 
         start_D = self.native(theta_D)
         self.jax, self.key = jax, jax.random.key(0)
-        self.library = Open_ES(
+        self.strategy = Open_ES(
             population_size=members,
             solution=start_D,
             use_antithetic_sampling=True,
             optimizer=optax.adam(LEARNING_RATE),
             std_schedule=optax.constant_schedule(SIGMA),
         )
-        self.parameters = self.library.default_params
-        self.state = self.library.init(self.key, start_D, self.parameters)
+        self.parameters = self.strategy.default_params
+        self.state = self.strategy.init(self.key, start_D, self.parameters)
 
     @staticmethod
     def native(losses_M: Tensor):
@@ -78,9 +78,9 @@ class EvosaxOpenES:
 
     def iterate(self, evaluate: Callable) -> None:
         self.key, for_ask, for_tell = self.jax.random.split(self.key, 3)
-        population_MD, state = self.library.ask(for_ask, self.state, self.parameters)
+        population_MD, state = self.strategy.ask(for_ask, self.state, self.parameters)
         losses_M = evaluate(population_MD)
-        state, _ = self.library.tell(for_tell, population_MD, losses_M, state, self.parameters)
+        state, _ = self.strategy.tell(for_tell, population_MD, losses_M, state, self.parameters)
         self.state = self.jax.block_until_ready(state)
 
 
