@@ -11,6 +11,7 @@ experiments by their command line.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from common.contract import check
@@ -83,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("name")
 
     arguments = parser.parse_args(argv)
-    root = arguments.root.resolve()
-    if not (root / "common").is_dir():
+    root = Path(os.path.abspath(arguments.root))  # Path.resolve raises for links in a circle
+    if not os.path.isdir(root / "common"):
         raise BadInput(f"--root {root}: not this repository (install with pip install -e, or name the folder)")
     problems = arguments.run(arguments, root)
     for problem in problems:

@@ -35,12 +35,17 @@ class DecoderTraining:
         return self.linear.weight.detach().clone(), self.linear.bias.detach().clone()
 
     def step(self, states_NTB: Tensor, target_TEB: Tensor, rate: float) -> float:
-        """One Adam step on a minibatch of states (N, T, B) and targets (T, 128, B); returns the loss before it."""
+        """One Adam step on a minibatch of states (N, T, B) and targets (T, 128, B); returns the loss before it.
+
+        A loss that is not finite is no direction to go: then no step is taken, and the decoder stays usable.
+        """
         target_ME = target_TEB.permute(0, 2, 1).flatten(0, 1)
         prediction_ME = self.linear(states_NTB.flatten(1).T.to(torch.float32))
         loss = torch.nn.functional.mse_loss(prediction_ME, target_ME)
-        self.update(torch.autograd.grad(loss, (self.linear.weight, self.linear.bias)), rate)
-        return float(loss.detach())
+        value = float(loss.detach())
+        if math.isfinite(value):
+            self.update(torch.autograd.grad(loss, (self.linear.weight, self.linear.bias)), rate)
+        return value
 
     def update(self, gradients: tuple[Tensor, Tensor], rate: float) -> None:
         """One Adam step along given gradients of Wout and bout."""

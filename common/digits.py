@@ -8,6 +8,7 @@ Two sources, and never a silent change from one to the other:
 
 import gzip
 import hashlib
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def _split_embedded(images: np.ndarray, labels: np.ndarray) -> tuple[dict[str, n
 
 
 def _read_mnist(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # Path.is_dir raises for a name that is too long
         raise BadInput(f"--mnist-dir {directory} is not a directory")
     train_images, train_labels, test_images, test_labels = (_read_idx(directory, stem) for stem in MNIST_MD5)
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):

@@ -2,18 +2,23 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 RANK_0_SPEAKS_S = 10.0  # how long other ranks hold back their own message; ranks start seconds apart on a busy machine
 
 
 class BadInput(ValueError):
     """Input that the user can mend: the command line prints its message as one line and exits with code 2."""
+
+
+class Fault(RuntimeError):
+    """What ends a run from outside, or by a rule, and is no error of the program: a full disk, a rank that hangs, a population of
+    which all fail. One line that says what happened and what is left, exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +40,7 @@ def reason(error: Exception) -> str:
 def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Call main(None), which reads the command line, and leave with the exit code that it returns.
 
-    BadInput becomes one line on stderr and code 2, Ctrl-C code 130.
+    BadInput becomes one line on stderr and code 2, Fault one line and code 1, a signal that asks to stop 128 + its number (Ctrl-C: 130).
     """
     name, main_rank = Path(sys.argv[0]).name, int(os.environ.get("RANK", 0)) == 0
     sys.stdout.reconfigure(errors="replace")  # a terminal without θ shows a question mark
@@ -48,10 +53,14 @@ def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:
             time.sleep(RANK_0_SPEAKS_S)
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         code = 2
-    except KeyboardInterrupt:
+    except Fault as error:  # every rank speaks: what rank 0 saw need not be the cause
+        which = "" if "RANK" not in os.environ else f"rank {os.environ['RANK']}: "
+        print(f"{name}: {which}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        code = 1
+    except KeyboardInterrupt as error:
         if main_rank:
             print(f"{name}: interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = 128 + getattr(error, "signal", signal.SIGINT)
     sys.stdout.flush()
     sys.stderr.flush()
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -238,7 +238,10 @@ class Sigma:
     Adaptive, looked at whenever the validation set is scored: more than `failing` of the members failed since the last
     look → σ is multiplied by `down`; else, if the validation error is not below its last value by a share of `progress` →
     multiplied by `up`. (Minibatch losses would not do: they differ by more than the progress looked for.) σ stays within a
-    factor of ten of its start. State is plain numbers, so that a checkpoint can hold it.
+    factor of ten of its start.
+
+    Whatever the schedule, an iteration in which all members failed halves σ for good: nothing was learned from it, and smaller
+    noise is what may save the next. State is plain numbers, so that a checkpoint can hold it.
     """
 
     def __init__(
@@ -255,6 +258,7 @@ class Sigma:
         self.schedule, self.start, self.end, self.iterations = schedule, start, end, iterations
         self.failing, self.progress, self.down, self.up = failing, progress, down, up
         self.value = start
+        self.reduction = 1.0  # by iterations in which all members failed
         self.failed: list[float] = []
         self.last_error: float | None = None
 
@@ -262,8 +266,12 @@ class Sigma:
         """σ of a 1-based iteration."""
         if self.schedule == "cosine":
             done = (iteration - 1) / max(self.iterations - 1, 1)
-            return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
-        return self.value
+            return self.reduction * (self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2)
+        return self.reduction * self.value
+
+    def all_failed(self) -> None:
+        """Tell it that no member of an iteration survived."""
+        self.reduction /= 2
 
     def iterated(self, failed_share: float) -> None:
         """Tell it which share of an iteration's members failed."""
@@ -282,7 +290,8 @@ class Sigma:
         self.last_error, self.failed = error, []
 
     def state_dict(self) -> dict:
-        return {"value": self.value, "failed": self.failed, "last_error": self.last_error}
+        return {"value": self.value, "reduction": self.reduction, "failed": self.failed, "last_error": self.last_error}
 
     def load_state_dict(self, state: dict) -> None:
-        self.value, self.failed, self.last_error = state["value"], list(state["failed"]), state["last_error"]
+        self.value, self.reduction = state["value"], state["reduction"]
+        self.failed, self.last_error = list(state["failed"]), state["last_error"]

@@ -133,7 +133,8 @@ class NormalEquations:
         """float64 (F+1, E), the last row the constant; the constant is not penalised."""
         gram_FF = self.gram_FF.triu().add_(self.gram_FF.triu(1).T)
         diagonal_F = gram_FF.diagonal()[:-1]
-        diagonal_F += penalty * diagonal_F.mean()
+        added = penalty * float(diagonal_F.mean())
+        diagonal_F += added if not added < 1e-280 else 1.0  # of states that are zero: they get no weight
         return torch.linalg.solve(gram_FF, self.cross_FE)
 
 

@@ -7,6 +7,7 @@ are so scored in the same way on the same problem, and every one of them can be 
 import dataclasses
 import io
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.decoder import DecoderTraining
-from common.dist import Workers, choose_device
-from common.errors import INTERRUPTED, BadInput
+from common.dist import Stopped, Workers, choose_device, differences
+from common.errors import BadInput, Fault
 from common.evaluation import SCORED, Score, inputs_and_targets, public_score, ridge_scores, score, trivial_scores
 from common.figure_data import Showcase, figure_data
-from common.files import write_atomically, write_json
 from common.moving_mnist import load_public_test_set
 from common.philox import Purpose, integers, permutation
 from common.problem import Embeddings, Problem
@@ -29,7 +29,7 @@ from common.rollout import Rollout
 from common.run import (
     SCHEMA,
     RunFolder,
-    StopRequest,
+    bits_depend_on,
     environment,
     identity_of,
     parse_config,
@@ -37,8 +37,11 @@ from common.run import (
     sha256_of_tensors,
     source,
 )
+from common.stop import Interrupted, StopRequest
 from common.text import duration
 
+CHECK_EVERY = 10  # iterations between comparisons of what the ranks have trained
+MOST_FAILED = 10  # iterations in a row without a finite training loss, before a run is given up
 TRIVIAL_NAMES = {"mean": "mean", "copy_last": "copy-last", "ar1": "AR(1) ridge", "ar3": "AR(3) ridge"}
 
 
@@ -50,6 +53,7 @@ class Training:
     """
 
     label = "training"
+    advice = "try a smaller learning rate"  # to whom the run is given up, since nothing is finite any more
 
     def __init__(self, config, problem: Problem, embeddings: Embeddings, workers: Workers, guard: float = 1.0):
         """guard: see Rollout; the default can never be exceeded."""
@@ -65,6 +69,9 @@ class Training:
         self.seconds = 0.0  # of training, without data, scoring and figures
         self.validation = math.nan
         self.best: dict | None = None  # with --patience: iteration, validation and parameters of the best score so far
+        self.failed_in_a_row = 0  # iterations without a finite training loss
+        self.begun_with: dict = {}  # code, torch and processor of the run's first start
+        self.mixed = False  # whether it went on with others, so that its bits are not those of one uninterrupted run
 
     # What a stub gives
 
@@ -88,12 +95,16 @@ class Training:
         """Rollouts so far; one parameter set on one sequence counts one."""
         raise NotImplementedError
 
-    def prepare(self, stop: StopRequest, progress: bool) -> bool:
+    def prepare(self, progress: bool) -> bool:
         """What comes before the first iteration. False if a stop was asked for and it is not done yet."""
         return True
 
     def iterate(self) -> dict:
-        """One iteration: raise `iteration`, add to `seconds`, return the line of metrics."""
+        """One iteration: raise `iteration`, add to `seconds`, return the line of metrics, "train_loss" in it; where that is not
+        finite, nothing has been learned.
+
+        Where it takes long it may raise `Stopped`, everything being as it was before (`Workers.run_tiles(may_stop=True)`).
+        """
         raise NotImplementedError
 
     def trained_tensors(self) -> tuple[Tensor, ...]:
@@ -200,6 +211,9 @@ class Training:
             "seconds": self.seconds,
             "validation": self.validation,
             "best": self.best,
+            "failed_in_a_row": self.failed_in_a_row,
+            "begun_with": self.begun_with,
+            "mixed": self.mixed,
             "u_Nr": self.u_Nr,
             "v_Nr": self.v_Nr,
             "decoder": self.decoder.state_dict(),
@@ -212,7 +226,8 @@ class Training:
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.iteration, self.seconds, self.validation = state["iteration"], state["seconds"], state["validation"]
-        self.best = state["best"]
+        self.best, self.failed_in_a_row = state["best"], state["failed_in_a_row"]
+        self.begun_with, self.mixed = state["begun_with"], state["mixed"]
         self.u_Nr.copy_(state["u_Nr"])
         self.v_Nr.copy_(state["v_Nr"])
         self.decoder.load_state_dict(state["decoder"])
@@ -233,12 +248,14 @@ def parse(config_class: type, presets: dict[str, dict], argv: list[str] | None, 
 
 
 def launch(config, options, training_class: type[Training], stub_file: str) -> int:
-    """Run an experiment as the command line asks; returns the exit code. Raises BadInput."""
+    """Run an experiment as the command line asks; returns the exit code. Raises BadInput, Fault, Interrupted."""
     if options.evaluate:
         config = saved_config(options.run_dir, config)
     device = choose_device(config.device)
     config = dataclasses.replace(config, device=device.type)
-    with Workers(device, config.backend, config.threads) as workers:
+    with StopRequest() as stop, Workers(device, config.backend, config.threads, config.rank_timeout, stop) as workers:
+        made_with = bits_depend_on(workers, stub_file)
+        workers.require_equal(made_with, "does not run the same program")
         digits = workers.together(config.load_digits)
         problem = config.problem(digits)
         if options.dry_run:
@@ -269,14 +286,28 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
         if options.evaluate:
             _print_score(training)
             return 0
-        if not train(training, folder):
+        _remember_what_made_it(training, made_with)
+        with stop.while_training(), workers.while_training():
+            finished = train(training, folder)
+        if not finished:
             if workers.is_main:
                 print(
                     f"stopped after iteration {training.iteration}; --resume continues {folder.path}", file=sys.stderr
                 )
-            return INTERRUPTED
+            return 128 + (stop.signal or signal.SIGTERM)
+        if stop.requested:  # since the last exchange
+            raise Interrupted(stop.signal)
         finish(training, folder, options.preset, stub_file)
     return 0
+
+
+def _remember_what_made_it(training: Training, made_with: dict) -> None:
+    """The same bits are promised for the same code, torch and kind of processor only: say so where a resumed run has others."""
+    training.begun_with = training.begun_with or made_with
+    if differing := differences(training.begun_with, made_with, "where this run was begun"):
+        training.mixed = True
+        if training.workers.is_main:
+            print(f"this run goes on, but not in the bits of an uninterrupted one: {differing}", file=sys.stderr)
 
 
 def _summary_writer_class() -> Callable:
@@ -292,7 +323,11 @@ def _summary_writer_class() -> Callable:
 
 
 def train(training: Training, folder: RunFolder) -> bool:
-    """Run to the end, or to a stop that the user asked for (False). Rank 0 logs, saves and shows progress."""
+    """Run to the end, or to a stop that was asked for (False). Rank 0 logs, saves and shows progress.
+
+    A stop may come in the middle of an iteration, which is then dropped. Raises Fault after MOST_FAILED iterations in a row
+    that have failed, and where a file cannot be written.
+    """
     config, workers = training.config, training.workers
     workers.from_main(lambda: folder.begin(training.iteration))
     writer = None
@@ -302,8 +337,8 @@ def train(training: Training, folder: RunFolder) -> bool:
 
     def save() -> None:
         # Every rank forms its own update: before it is saved, make sure that they are still the same.
-        trained = sha256_of_tensors(*training.parameters())
-        workers.require_equal(trained, f"parameters after iteration {training.iteration}")
+        workers.announce(training.iteration, training.parameters())
+        workers.meet()
         if workers.is_main:
             folder.save(training.state_dict())
 
@@ -313,47 +348,63 @@ def train(training: Training, folder: RunFolder) -> bool:
             for name in metrics.keys() - {"iteration"} if writer else ():
                 writer.add_scalar(name, metrics[name], metrics["iteration"])
 
-    with StopRequest() as stop:
-        if training.iteration == 0:
+    if training.iteration == 0:
+        save()
+        if not training.prepare(workers.is_main):
             save()
-            if not training.prepare(stop, workers.is_main):
-                save()
-                return False
-            training.validate()
-            log({
-                "iteration": 0,
-                "validation_mse": training.validation,
-                "rollouts": training.rollouts,
-                "wallclock_s": training.seconds,
-            })  # fmt: skip
-            save()
-        bar = tqdm(
-            total=config.iterations,
-            initial=training.iteration,
-            desc=training.label,
-            unit="it",
-            disable=not workers.is_main,
-            mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file need not hold every step of the bar
-            dynamic_ncols=True,
-        )
-        with bar:
-            while not training.finished:
+            return False
+        training.validate()
+        log({
+            "iteration": 0,
+            "validation_mse": training.validation,
+            "rollouts": training.rollouts,
+            "wallclock_s": training.seconds,
+        })  # fmt: skip
+        save()
+    saved, exchanges = training.iteration, workers.exchanges
+    bar = tqdm(
+        total=config.iterations,
+        initial=training.iteration,
+        desc=training.label,
+        unit="it",
+        disable=not workers.is_main,
+        mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file need not hold every step of the bar
+        dynamic_ncols=True,
+    )
+    with bar:
+        while not training.finished:
+            if training.iteration % CHECK_EVERY == 0:
+                workers.announce(training.iteration, training.parameters())
+            if workers.exchanges == exchanges:  # an experiment that shares no tiles: ranks hear of a stop nevertheless
+                workers.meet()
+            exchanges = workers.exchanges
+            if workers.stop_agreed:
+                break
+            try:
                 metrics = training.iterate()
-                if training.iteration % config.evaluate_every == 0 or training.iteration == config.iterations:
-                    training.validate()
-                    metrics["validation_mse"] = training.validation
-                last = training.finished
-                log(metrics)
-                bar.set_postfix_str(training.progress(metrics), refresh=False)
-                bar.update()
-                stopping = workers.any(stop.requested)
-                if training.iteration % config.checkpoint_every == 0 or last or stopping:
-                    save()
-                if stopping and not last:
-                    break
+            except Stopped:
+                break
+            if training.iteration % config.evaluate_every == 0 or training.iteration == config.iterations:
+                training.validate()
+                metrics["validation_mse"] = training.validation
+            training.failed_in_a_row = 0 if math.isfinite(metrics["train_loss"]) else training.failed_in_a_row + 1
+            given_up = training.failed_in_a_row >= MOST_FAILED
+            log(metrics)
+            bar.set_postfix_str(training.progress(metrics), refresh=False)
+            bar.update()
+            if training.iteration % config.checkpoint_every == 0 or training.finished or given_up:
+                save()
+                saved = training.iteration
+            if given_up:
+                raise Fault(
+                    f"given up after iteration {training.iteration}: {training.failed_in_a_row} iterations in a row without a "
+                    f"finite training loss, {training.advice}; what had been learned before is saved in {folder.path}"
+                )
+    if saved < training.iteration:
+        save()
     if writer:
         writer.close()
-    return training.finished
+    return training.finished and not workers.stop_agreed
 
 
 # --- Report ----------------------------------------------------------------------------------------------------------
@@ -389,8 +440,7 @@ def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -
         steps.close()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **figures)
-        write_atomically(folder.path / "figures.npz", buffer.getvalue())
-        write_json(folder.path / "results.json", results)
+        folder.finish(buffer.getvalue(), results)
         print_headline(results, folder.path)
     training.workers.barrier()
 
@@ -449,7 +499,7 @@ def _results(
         "wallclock_s": training.seconds,
         "theta_sha256": sha256_of_tensors(*training.trained_tensors()),
         "environment": environment(workers),
-        "source": source(stub_file),
+        "source": source(stub_file, training.begun_with),
     }
     if config.public_test_file:
         results["public_test_mse"] = public_score(config.public_test_file, embeddings, training.predict)

@@ -19,17 +19,40 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.unlink(missing_ok=True)  # of a writer that was killed; it may be a second name of a file that is still needed
         if callable(content):
             content(temporary)
         else:
             temporary.write_bytes(content)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _flush_to_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+    with suppress(OSError):  # not every file system can flush a folder
+        _flush_to_disk(path.parent)  # the new name too is then there after a power cut
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Give `path` the content that `source` has now: by a second name for the same file, which needs no space, where the file
+    system can do that. `source` must be replaced as a whole later, never written into. Raises OSError."""
+
+    def second_name(temporary: Path) -> None:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            temporary.write_bytes(source.read_bytes())
+
+    write_atomically(path, second_name)
 
 
 def write_json(path: Path, content: dict) -> None:

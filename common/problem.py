@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.digits import SOURCES, Digits, load_digits
 from common.dist import Workers
 from common.encoder import CALIBRATION_FRAMES, CALIBRATION_SEQUENCES, CHANNELS, EMBEDDING, Encoder
-from common.errors import BadInput
+from common.errors import BadInput, reason
 from common.moving_mnist import MovingMNIST
 from common.reservoir import TOPOLOGIES, WEIGHT_SCALES, Reservoir, draw_reservoir
 from common.run import fingerprint_of, setting
@@ -188,7 +188,8 @@ class Embeddings:
             self._prepare(progress=False)
 
     def _prepare(self, progress: bool) -> None:
-        cached = [split for split in self.sizes if self._path(split).exists()] if self.device.type == "cpu" else []
+        # os.path: Path.exists raises for a name that is too long, of which `_write` complains.
+        cached = [s for s in self.sizes if os.path.exists(self._path(s))] if self.device.type == "cpu" else []
         for split in self.sizes:
             if self.device.type != "cpu":
                 if split != "train" or self._device_holds(split):
@@ -241,12 +242,14 @@ class Embeddings:
         temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # nodes may share the folder, and even process ids
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=self._shape(split))
-            start = 0
-            for z_BFE in self._encoded_chunks(split, progress):
-                array[start : start + len(z_BFE)] = z_BFE.numpy()
-                start += len(z_BFE)
-            array.flush()
+            # Not through a memory map: on a full disk that ends in a signal and without a word.
+            with open(temporary, "wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": self._shape(split)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for z_BFE in self._encoded_chunks(split, progress):
+                    file.write(np.ascontiguousarray(z_BFE.numpy(), "<f4"))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
             raise BadInput(
@@ -262,8 +265,8 @@ class Embeddings:
         path = self._path(split)
         try:
             array = np.lib.format.open_memmap(path, mode="c")
-        except ValueError as error:
-            raise BadInput(f"the cache file {path} is damaged ({error}); delete it and start again") from None
+        except Exception as error:  # a damaged header comes out of numpy as half a dozen kinds
+            raise BadInput(f"the cache file {path} is damaged ({reason(error)}); delete it and start again") from None
         if array.shape != self._shape(split) or array.dtype != np.float32:
             raise BadInput(f"the cache file {path} is damaged (shape {array.shape}); delete it and start again")
         return array
@@ -280,8 +283,13 @@ class Embeddings:
 
         The standardisation comes from one-digit sequences at every rung, so that a model can be carried over; with two
         digits the variance of its targets is no longer 1, and dividing by it keeps "MSE 1 = predicts the mean" true.
+
+        Raises BadInput where there is nothing to divide by.
         """
         if self.problem.digits == 1 and self.problem.standardise == "calibration":
             return 1.0
         target_ME = self.stored["test"][:, 1:].flatten(0, 1).to("cpu", torch.float64)
-        return float(target_ME.var(dim=0, correction=0).mean())
+        variance = float(target_ME.var(dim=0, correction=0).mean())
+        if not variance > 0:
+            raise BadInput("--test-sequences: the targets of so small a test set have no variance to divide errors by")
+        return variance

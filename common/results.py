@@ -6,11 +6,12 @@ RESULTS.md in results_page.py.
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import write_atomically
+from common.files import require_writable, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FILE = 2_000_000  # bytes
@@ -37,7 +38,15 @@ def _integer(value) -> bool:
 
 
 def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf and _is_a_float(value)
+
+
+def _is_a_float(value) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return False
+    return True
 
 
 def _text(value) -> bool:
@@ -54,7 +63,7 @@ SCHEMA_1 = {
     "schema": ("the integer 1", lambda value: _integer(value) and value == 1),
     "stub": TEXT,
     "seed": INTEGER,
-    "preset": TEXT,
+    "preset": ("letters, digits, _, . and -", lambda value: _text(value) and re.fullmatch(r"[\w.-]+", value) is not None),
     "problem_id": TEXT,
     "problem": TABLE,
     "problem.digits": INTEGER,
@@ -124,7 +133,7 @@ def read_result(path: Path) -> dict:
 
     try:
         result = json.loads(path.read_text(encoding="utf-8"), parse_constant=reject)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(result, dict):
         raise BadInput(f"{path}: must be a JSON object")
@@ -192,7 +201,7 @@ def thin_history(lines: list[str], limit: int = HISTORY_LINES) -> list[str]:
         try:
             if json.loads(line).get("validation_mse") is not None:
                 kept.add(number)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise BadInput(f"metrics.jsonl, line {number + 1}: not a JSON object") from None
     kept = set(_evenly(sorted(kept), limit))
     kept |= set(_evenly([n for n in range(len(lines)) if n not in kept], limit - len(kept)))
@@ -206,12 +215,15 @@ def publish(run_dir: Path, root: Path = ROOT) -> list[Path]:
     an unknown stub, a result that breaks the schema, or a file over 2 MB.
     """
     for name in ("results.json", "metrics.jsonl"):
-        if not (run_dir / name).is_file():
+        if not os.path.isfile(run_dir / name):  # Path.is_file raises for a name that is too long
             raise BadInput(f"{run_dir}: holds no {name}; only a finished run can be published")
     result = read_result(run_dir / "results.json")
     if result["stub"] not in stubs(root):
         raise BadInput(f"{run_dir}: its stub {result['stub']!r} is no experiment under {root}")
-    history = thin_history((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    try:
+        history = thin_history((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{run_dir / 'metrics.jsonl'}: cannot be read: {error}") from None
     files = {".history.jsonl": "".join(f"{line}\n" for line in history).encode()}
     if result["seed"] == 0 and (run_dir / "figures.npz").is_file():
         files[".figures.npz"] = (run_dir / "figures.npz").read_bytes()
@@ -221,9 +233,11 @@ def publish(run_dir: Path, root: Path = ROOT) -> list[Path]:
             raise BadInput(f"{run_dir}: {suffix[1:]} would be {len(content):,} bytes; at most {LARGEST_FILE:,} may be")
 
     folder = root / result["stub"] / "results"
-    folder.mkdir(exist_ok=True)
+    paths = {suffix: folder / (run_name(result) + suffix) for suffix in files}
+    for path in paths.values():
+        require_writable(path, "publish:")
     if ".figures.npz" not in files:
         (folder / f"{run_name(result)}.figures.npz").unlink(missing_ok=True)  # of an earlier run under this name
     for suffix, content in files.items():
-        write_atomically(folder / (run_name(result) + suffix), content)
-    return [folder / (run_name(result) + suffix) for suffix in files]
+        write_atomically(paths[suffix], content)
+    return list(paths.values())

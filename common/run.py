@@ -9,6 +9,7 @@ Only rank 0 touches it. Files are replaced atomically, so that a run may be kill
 """
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -18,13 +19,12 @@ import math
 import os
 import platform
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import types
 import typing
 import weakref
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,13 +36,14 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-from common.dist import BACKENDS, Workers
-from common.errors import BadInput, Parser
-from common.files import finite_or_none, write_atomically, write_json
+from common.dist import BACKENDS, TRAINING_TIMEOUT_S, Workers, differences
+from common.errors import BadInput, Fault, Parser
+from common.files import copy_atomically, finite_or_none, write_atomically, write_json
 
 SCHEMA = 1
 DTYPES = ("float32", "float64", "float16")
 GPU_MEMORY_FOR_H200_PRESET = 40e9  # bytes
+CODE = ("code of the experiment", "code of common")  # as `bits_depend_on` names their hashes
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
@@ -118,6 +119,9 @@ class RunSettings:
     )
     threads: int = setting(
         0, "CPU threads of a rank; 0: its share of the cores", least=0, most=1024, changes_result=False
+    )
+    rank_timeout: float = setting(
+        TRAINING_TIMEOUT_S, "seconds a rank waits for the others in training", above=0, most=1e6, changes_result=False
     )
     checkpoint_every: int = setting(50, "iterations between checkpoints", least=1, changes_result=False)
     evaluate_every: int = setting(10, "iterations between scores on the validation set", least=1)
@@ -223,13 +227,14 @@ def _auto_preset(device: str, presets: dict) -> str:
 class RunFolder:
     """The folder of one run: `open` it, `begin`, then `log` and `save`. All but `open` is called on rank 0 only."""
 
+    LOCK = ".lock"  # never deleted: who waits for a lock on a deleted file waits for nothing
     FILES = ("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "results.json", "figures.npz")
 
     def __init__(self, path: Path, identity: dict):
         self.path, self.identity = path, finite_or_none(identity)
         self.checkpoint, self.previous = path / "checkpoint.pt", path / "checkpoint.previous.pt"
         self.metrics = path / "metrics.jsonl"
-        self._fresh, self._overwrite, self._locked = True, False, False
+        self._fresh, self._overwrite, self._lock_file = True, False, None
         self._checkpoint_is_good = False  # as far as this process knows
 
     @classmethod
@@ -244,17 +249,18 @@ class RunFolder:
         folder = cls(path, identity)
         folder._overwrite = overwrite
         # torchrun starts ranks again after a fault: then the run goes on by itself, or starts where nothing was saved.
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        identity_of_main = workers.from_main(lambda: folder.identity)
-
-        def agree() -> None:  # each node has its own command line, and one may have been mistyped
-            if differing := _differences(identity_of_main, folder.identity, "on rank 0"):
-                raise BadInput(f"rank {workers.rank} was started with another configuration: {differing}")
+        # Of several nodes not all need to have counted it.
+        restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+        # Each node has its own command line, and one may have been mistyped.
+        workers.require_equal(folder.identity, "was started with another configuration")
 
         def prepare() -> dict | None:
             folder._check_writable()
             if path.is_dir():
-                folder._lock()
+                try:
+                    folder._lock(make=False)
+                except OSError as error:
+                    raise folder._unwritable(error) from None
             if not resume and not (restarted and folder._has_checkpoint()):
                 folder._refuse_to_replace_a_run()
                 return None
@@ -267,7 +273,6 @@ class RunFolder:
             folder._fresh = False
             return state
 
-        workers.together(agree)
         return folder, workers.from_main(prepare)
 
     def begin(self, iteration: int) -> None:
@@ -278,7 +283,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._lock(make=True)
             if self._fresh:
                 self._refuse_to_replace_a_run()
                 for name in self.FILES:
@@ -314,19 +319,34 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def _lock(self) -> None:
-        """Two processes must not write one run. The lock is on the folder itself and goes with the process, however it ends."""
-        if fcntl is None or self._locked:
+    def _lock(self, make: bool) -> None:
+        """Two processes must not write one run. The lock goes with the process that holds it, however it ends; what the file says
+        is only for people.
+
+        make: create the file where there is none, and write into it who this is.
+        """
+        path = self.path / self.LOCK
+        if fcntl is None or not (make or path.exists()):
             return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"--run-dir {self.path} is in use by another process") from None
-        except OSError:  # a file system without locks
-            pass
-        self._locked = True
+        if self._lock_file is None:
+            # Not deleted, appended to or emptied before it is ours. For writing: else NFS gives no lock.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._lock_file = os.fdopen(descriptor, "r+")
+            weakref.finalize(self, self._lock_file.close)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = self._lock_file.read(200).strip() or "another process"
+                self._lock_file.close()
+                self._lock_file = None
+                raise BadInput(f"--run-dir {self.path} is in use by {owner}") from None
+            except OSError:  # a file system without locks
+                pass
+        if make:
+            self._lock_file.seek(0)
+            self._lock_file.truncate()
+            self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._lock_file.flush()
 
     def load(self) -> dict:
         """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
@@ -338,7 +358,7 @@ class RunFolder:
             saved = None
         if not isinstance(saved, dict):
             raise BadInput(f"--run-dir: {self.path / 'config.json'} is damaged")
-        if differing := _differences(saved, self.identity, "there"):
+        if differing := differences(saved, self.identity, "there"):
             raise BadInput(f"--run-dir {self.path} holds another configuration: {differing}")
         complaints = []
         for path in (self.checkpoint, self.previous):
@@ -365,13 +385,24 @@ class RunFolder:
 
         state: what `torch.load(weights_only=True)` can read, with its "iteration".
         """
-        buffer = io.BytesIO()
-        torch.save({**state, "identity": fingerprint_of(self.identity)}, buffer)
-        # A copy, so that at no moment there is no checkpoint under the main name; and never of a damaged one over a good one.
-        if self._checkpoint_is_good:
-            write_atomically(self.previous, self.checkpoint.read_bytes())
-        write_atomically(self.checkpoint, buffer.getvalue())
+        content = pack_checkpoint({**state, "identity": fingerprint_of(self.identity)})
+        with self._writing(f"the checkpoint of iteration {state['iteration']:,}"):
+            # A copy, so that at no moment there is no checkpoint under the main name; and never of a damaged one over a good one.
+            if self._checkpoint_is_good:
+                copy_atomically(self.checkpoint, self.previous)
+            write_atomically(self.checkpoint, content)
         self._checkpoint_is_good = True
+
+    @contextlib.contextmanager
+    def _writing(self, what: str):
+        """A Fault where a file cannot be written: a full disk, most likely. What was saved before is left as it was."""
+        try:
+            yield
+        except OSError as error:
+            raise Fault(
+                f"--run-dir {self.path}: {what} cannot be written: {error.strerror or error}; what was saved before is whole, "
+                "and --resume continues from there"
+            ) from None
 
     def _truncate_metrics(self, iteration: int) -> None:
         kept = []
@@ -385,29 +416,40 @@ class RunFolder:
 
     def log(self, metrics: dict) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.metrics, "a") as file:
+        with self._writing("metrics.jsonl"), open(self.metrics, "a") as file:
             file.write(json.dumps(finite_or_none(metrics)) + "\n")
 
+    def finish(self, figures: bytes, results: dict) -> None:
+        """Write figures.npz and results.json."""
+        with self._writing("the result"):
+            write_atomically(self.path / "figures.npz", figures)
+            write_json(self.path / "results.json", results)
 
-def _differences(theirs: dict, ours: dict, where: str) -> str:
-    """Which keys of two identities differ, and how; empty if none does."""
-    keys = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-    return ", ".join(f"{key} is {theirs.get(key)!r} {where}, {ours.get(key)!r} here" for key in keys)
+
+def pack_checkpoint(state: dict) -> bytes:
+    """What torch.load reads, with the SHA-256 of all of it in the zip archive's comment, which ends the file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()[:-2]  # the last two bytes are the length of the comment, zero
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content + len(digest).to_bytes(2, "little") + digest
 
 
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint with weights_only=True. Raises BadInput if it is missing, truncated, damaged or something else."""
     try:
-        content = io.BytesIO(path.read_bytes())
-        # torch.load does not look at the checksums that torch.save wrote: a flipped bit of θ would pass unseen.
-        with zipfile.ZipFile(content) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(damaged)
-        content.seek(0)
-        state = torch.load(content, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist") from None
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+    # torch.load does not look at any checksum: a flipped bit of θ would pass unseen.
+    content, digest = content[:-66], content[-64:]
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise BadInput(f"{path} is damaged or no checkpoint (its checksum is wrong)")
+    try:
+        state = torch.load(io.BytesIO(content + b"\0\0"), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for what it does not want to read
         raise BadInput(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or not {"iteration", "identity"} <= state.keys():
         raise BadInput(f"{path} is not a checkpoint of this catalog")
@@ -417,33 +459,6 @@ def load_checkpoint(path: Path) -> dict:
 def fingerprint_of(identity: dict) -> str:
     """SHA-256 of a JSON-able dictionary, keys in any order."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-class StopRequest:
-    """Ctrl-C asks for a stop at the end of the iteration, where a checkpoint is written; a second Ctrl-C insists.
-
-    Not under torchrun: it passes Ctrl-C on, to which a terminal may add its own, and ends by itself a rank that has not left
-    after half a minute.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self.torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-
-    def __enter__(self) -> "StopRequest":
-        self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, number, frame) -> None:
-        self.requested = True
-        if self.torchrun:
-            return
-        signal.signal(signal.SIGINT, self._before)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this iteration; Ctrl-C again stops at once (--resume: from the last save)\n")
-
-    def __exit__(self, *exception) -> None:
-        signal.signal(signal.SIGINT, self._before)
 
 
 # --- Results ---------------------------------------------------------------------------------------------------------
@@ -481,6 +496,20 @@ def environment(workers: Workers) -> dict:
     }
 
 
+def bits_depend_on(workers: Workers, stub_file: str) -> dict:
+    """What has to be the same, beside the configuration, for two processes to compute the same bits: code, torch, processor."""
+    stub = Path(stub_file).resolve().parent
+    if workers.device.type == "cuda":
+        processor = torch.cuda.get_device_name(workers.device)
+    else:
+        processor = f"CPU with {torch.backends.cpu.get_cpu_capability()}"  # which decides about the order of sums
+    return {
+        **dict(zip(CODE, (_sha256_of_sources(stub)[:12], _sha256_of_sources(Path(__file__).resolve().parent)[:12]))),
+        "torch": str(torch.__version__),
+        "processor": processor,
+    }
+
+
 def _sha256_of_sources(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
@@ -488,8 +517,11 @@ def _sha256_of_sources(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def source(stub_file: str) -> dict:
-    """Which code made a result: commit, whether tracked code differed from it, and hashes of the stub and of common."""
+def source(stub_file: str, begun_with: dict | None = None) -> dict:
+    """Which code made a result: commit, whether code differed from it, and hashes of the stub and of common.
+
+    begun_with: `bits_depend_on` of the run's first start. A run that went on with other code is made by no one commit.
+    """
     stub = Path(stub_file).resolve().parent
     common = Path(__file__).resolve().parent
 
@@ -503,9 +535,7 @@ def source(stub_file: str) -> dict:
 
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=all", "--", str(common), f"{stub}/*.py")
-    return {
-        "commit": commit,
-        "dirty": bool(changed) if changed is not None else None,
-        "stub_sha256": _sha256_of_sources(stub),
-        "common_sha256": _sha256_of_sources(common),
-    }
+    hashes = {"stub_sha256": _sha256_of_sources(stub), "common_sha256": _sha256_of_sources(common)}
+    now = dict(zip(CODE, (digest[:12] for digest in hashes.values())))
+    went_on = any((begun_with or now)[name] != digest for name, digest in now.items())
+    return {"commit": commit, "dirty": bool(changed) or went_on if changed is not None else None, **hashes}

@@ -12,6 +12,8 @@ from common.results import ROOT, module_of, publish, read_result
 from common.results_page import hardware, write_results
 from common.text import duration
 
+LONGEST_NAME = 100
+
 
 def draw_figures(root: Path, slug: str) -> None:
     """Redraw a stub's viz/*.png and GIF from its committed results. Raises BadInput where a script fails."""
@@ -24,6 +26,8 @@ def check_name(root: Path, name: str) -> None:
     """Raises BadInput unless `name` can become an experiment: kebab case, unused, no clash with a Python module."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise BadInput(f"NAME {name!r}: use small letters and digits, joined by single hyphens, as in my-idea")
+    if len(name) > LONGEST_NAME:
+        raise BadInput(f"NAME {name}: has {len(name)} characters; at most {LONGEST_NAME} may be")
     if (root / name).exists():
         raise BadInput(f"NAME {name}: {root / name} exists already")
     module = module_of(name)

@@ -277,7 +277,7 @@ class Training(experiment.Training):
             return torch.cat([torch.stack((loss.detach(), energy)), *(g.flatten() for g in gradients)])
 
         width = 2 + sum(weight.numel() for weight in weights)
-        total = self.workers.sum_tiles(evaluate, len(index_B) // self.tile, width)
+        total = self.workers.sum_tiles(evaluate, len(index_B) // self.tile, width, may_stop=True)
         pieces = total[2:].split([weight.numel() for weight in weights])
         gradients = [piece.view_as(weight) for piece, weight in zip(pieces, weights)]
         return float(total[0]), math.sqrt(float(total[1])), gradients
@@ -292,10 +292,11 @@ class Training(experiment.Training):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.core.parameters, config.gradient_clip, foreach=False)
         rate = self._rate(config.learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.decoder.update((grad_EN, grad_E), self._rate(config.decoder_learning_rate))
+        if math.isfinite(loss) and norm.isfinite():  # else the step would make everything not a number, for good
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.decoder.update((grad_EN, grad_E), self._rate(config.decoder_learning_rate))
 
         self.iteration = iteration
         self.seconds += time.perf_counter() - started

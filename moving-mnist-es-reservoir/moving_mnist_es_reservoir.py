@@ -18,6 +18,8 @@ Start: `python moving_mnist_es_reservoir.py --seed 0`, or the same program on ev
 each forms the same update from regenerated noise, so that any number of ranks ends in the same bits.
 """
 
+import contextlib
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -28,14 +30,14 @@ from tqdm import tqdm
 
 from common import es, experiment
 from common.decoder import SCHEDULES, DecoderTraining, scheduled
-from common.dist import Workers, choose_device
+from common.dist import Stopped, Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.laws import expected_cosine
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.rollout import KERNELS, Rollout, pairs_per_tile, require_kernel
-from common.run import RunSettings, StopRequest, setting
+from common.run import RunSettings, setting
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +143,7 @@ class Training(experiment.Training):
     """θ = (U, V) under evolution strategies, the decoder under Adam."""
 
     label = "ES"
+    advice = "σ halved each time: try a smaller --learning-rate or --sigma"
     SHARED, OWN = (
         0,
         1 << 20,
@@ -179,7 +182,7 @@ class Training(experiment.Training):
         input_TEB, target_TEB = self.minibatch(iteration, torch.tensor([stream]), self.config.decoder_batch_size)
         return self.rollout.states(self.u_Nr, self.v_Nr, self.rollout.drive(input_TEB)), target_TEB
 
-    def prepare(self, stop: StopRequest, progress: bool) -> bool:
+    def prepare(self, progress: bool) -> bool:
         """Train the decoder alone: a population scored by an untrained decoder would be told nothing about θ.
 
         θ stands still meanwhile, so that the states of several minibatches can be computed side by side.
@@ -188,7 +191,7 @@ class Training(experiment.Training):
         bar = tqdm(total=total, initial=self.warmed_up, desc="decoder", unit="step", disable=not progress, leave=False)
         with bar:
             while self.warmed_up < total:
-                if self.workers.any(stop.requested):
+                if self.workers.meet():
                     return False
                 started = time.perf_counter()
                 steps = range(self.warmed_up, min(self.warmed_up + group, total))
@@ -210,6 +213,8 @@ class Training(experiment.Training):
     def _train_decoder(self, iteration: int) -> tuple[float, float]:
         """This iteration's decoder steps; returns the loss on the first minibatch before its step, and RMS(h) there."""
         for step in range(self.config.decoder_steps):
+            if self.workers.stop_agreed:  # the iteration is dropped already
+                raise Stopped
             states_NTB, target_TEB = self._states(iteration, self.SHARED + step)
             loss = self.decoder.step(states_NTB, target_TEB, self._decoder_rate(iteration, step)) / self.scale
             if step == 0:
@@ -249,7 +254,7 @@ class Training(experiment.Training):
             return torch.cat((loss_P2.flatten(), failed_P2.flatten().to(torch.float64)))
 
         tiles = -(-config.population_pairs // pairs)
-        rows = self.workers.run_tiles(evaluate, tiles, 4 * pairs)
+        rows = self.workers.run_tiles(evaluate, tiles, 4 * pairs, may_stop=True)
         losses_K2 = rows[:, : 2 * pairs].reshape(-1, 2)[: config.population_pairs]
         failed_K2 = rows[:, 2 * pairs :].reshape(-1, 2)[: config.population_pairs] > 0
         return losses_K2, failed_K2
@@ -260,9 +265,15 @@ class Training(experiment.Training):
         config, iteration = self.config, self.iteration + 1
         sigma = self.sigma.at(iteration)
         # The decoder trains beside the population, which is scored with the decoder of the iteration's start.
-        decoder = self.decoder.frozen_copy()
+        decoder, before = self.decoder.frozen_copy(), copy.deepcopy(self.decoder.state_dict())
         decoder_task = self.workers.submit(lambda: self._train_decoder(iteration))
-        losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, decoder)
+        try:
+            losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, decoder)
+        except Stopped:
+            with contextlib.suppress(Stopped):
+                decoder_task.result()
+            self.decoder.load_state_dict(before)
+            raise
         decoder_loss, h_rms = decoder_task.result()
 
         weights = es.pair_weights(
@@ -270,7 +281,9 @@ class Training(experiment.Training):
         )
         rate = scheduled(config.learning_rate, config.schedule, (iteration - 1) / config.iterations)
         norm = half_cosine = update_ratio = math.nan
-        if weights.surviving_K.any():  # else there is no estimate, and θ stays
+        if failed_K2.all():  # there is no estimate: θ stays, and the next noise is smaller
+            self.sigma.all_failed()
+        elif weights.surviving_K.any():
             estimate = es.estimate_gradient(
                 self.noise, weights, iteration, sigma, self.workers.device, self.workers.map
             )

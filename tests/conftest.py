@@ -102,6 +102,18 @@ def reference(main, tmp_path_factory):
     return folder
 
 
+def write_launcher(script: Path, tampering: str) -> None:
+    """A script that starts the main experiment after something has been done to `stub`, its module, or to `sys`."""
+    script.write_text(f"""
+import importlib.util, os, sys
+specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
+stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(stub)
+{tampering}
+stub.run_main(stub.main)
+""")
+
+
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 

@@ -24,8 +24,9 @@ from conftest import flags, metrics, results, saved_bytes, snapshot
 
 from common import digits
 from common.dist import Workers
-from common.errors import BadInput, run_main
-from common.run import RunFolder, StopRequest, load_checkpoint
+from common.errors import BadInput, Fault, run_main
+from common.run import RunFolder, load_checkpoint
+from common.stop import Interrupted
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
@@ -424,38 +425,19 @@ def test_help_lists_every_flag(command, stub):
         assert flag in stdout
 
 
-# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+# --- Exit codes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C as in a terminal; a shell that starts the tests in the background has them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_first_ctrl_c_asks_and_the_second_insists(capfd, ctrl_c):
-    with StopRequest() as stop:
-        assert not stop.requested
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-        assert "Ctrl-C again" in capfd.readouterr().err
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):  # and afterwards it is as it was
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_under_torchrun_one_ctrl_c_may_arrive_twice(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-
-
-@pytest.mark.parametrize(("error", "code"), [(BadInput("two\nlines"), 2), (KeyboardInterrupt(), 130), (None, 0)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadInput("two\nlines"), 2),
+        (Fault("the disk is\nfull"), 1),
+        (KeyboardInterrupt(), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (None, 0),
+    ],
+)
 def test_exit_codes(error, code, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout", open(os.devnull, "w"))
 

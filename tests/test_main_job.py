@@ -12,7 +12,7 @@ from common.dist import Workers
 from common.evaluation import inputs_and_targets, public_score
 from common.problem import Embeddings
 from common.reservoir import rollout_reference
-from common.run import StopRequest, sha256_of_tensors
+from common.run import sha256_of_tensors
 from tests.conftest import flags
 
 
@@ -28,7 +28,7 @@ def training_of(stub):
             embeddings = Embeddings(problem, digits, config.train_sequences, workers)
             embeddings.prepare(workers)
             training = stub.Training(config, problem, embeddings, workers)
-            assert training.prepare(StopRequest(), progress=False)
+            assert training.prepare(progress=False)
             return training, problem
 
         yield build
@@ -108,7 +108,8 @@ def test_rollouts_are_those_of_the_members_and_of_the_decoder(main, tmp_path):
 def test_failing_members_shrink_an_adaptive_sigma(main, tmp_path):
     _, lines = run(main, tmp_path / "run", guard=1e-3, sigma_schedule="adaptive", evaluate_every=1, iterations=3)
     sigma = [line["sigma"] for line in lines[1:]]
-    assert sigma == pytest.approx([sigma[0], 0.7 * sigma[0], 0.49 * sigma[0]])
+    # Halved in the iteration, since all of them failed, and then adapted when it is scored.
+    assert sigma == pytest.approx([sigma[0], 0.35 * sigma[0], 0.35**2 * sigma[0]])
 
 
 def test_public_score_is_the_error_over_the_variance_of_the_targets(training_of, tmp_path, monkeypatch):
@@ -139,18 +140,6 @@ def test_what_counts_as_a_reproduction(stub, test_mse, ridge, verdict):
         "trivial_test_mse": {"mean": {"all": 1.0}, "ar1": {"all": 0.7}},
     }
     assert stub.Training.reproduces(None, results) == verdict
-
-
-def test_ranks_that_have_drifted_apart_are_named(monkeypatch):
-    workers = Workers(torch.device("cpu"))
-    workers.distributed, workers.world_size = True, 3
-
-    def gather(into, mine):
-        into[:] = ["a", "b", "a"]
-
-    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    with pytest.raises(RuntimeError, match=r"parameters of rank\(s\) 1 differ"):
-        workers.require_equal("a", "parameters")
 
 
 def test_an_experiment_without_an_adapter_of_its_own_is_frozen(stub):

@@ -22,6 +22,7 @@ from conftest import (
     parent_of,
     results,
     snapshot,
+    write_launcher,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
@@ -96,18 +97,6 @@ def test_openmp_gets_no_threads_of_its_own(stub_environment, tmp_path):
 
 
 # --- Faults ----------------------------------------------------------------------------------------------------------
-
-
-def write_launcher(script, tampering: str) -> None:
-    """A script that starts the main experiment after something has been done to `stub`, its module, or to `sys`."""
-    script.write_text(f"""
-import importlib.util, os, sys
-specification = importlib.util.spec_from_file_location("stub", {str(STUB)!r})
-stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(stub)
-{tampering}
-stub.run_main(stub.main)
-""")
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
