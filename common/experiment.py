@@ -398,7 +398,7 @@ def train(training: Training, folder: RunFolder) -> bool:
             if given_up:
                 raise Fault(
                     f"given up after iteration {training.iteration}: {training.failed_in_a_row} iterations in a row without a "
-                    f"finite training loss, {training.advice}; what had been learned before is saved in {folder.path}"
+                    f"finite training loss, {training.advice}; what was learned before is saved in {folder.path}"
                 )
     if saved < training.iteration:
         save()

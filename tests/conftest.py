@@ -172,6 +172,12 @@ def command(start):
     return lambda *arguments, cwd=None: start([sys.executable, STUB, *arguments], cwd)
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 @pytest.fixture
 def torchrun(start):
     """torchrun(ranks, *flags) → Process running the experiment on several ranks of this machine.
@@ -179,13 +185,28 @@ def torchrun(start):
     `script` replaces the experiment, `options` are further flags of torchrun itself.
     """
 
-    def begin(ranks: int, *arguments, script: Path = STUB, options: tuple = ()) -> Process:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+    def begin(ranks: int, *arguments, script: Path = STUB, options: tuple = (), **environment: str) -> Process:
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+        if not any("rdzv" in option or "master_port" in option for option in options):
+            launcher += [f"--master_port={free_port()}"]
         # Without OMP_NUM_THREADS torchrun sets it to 1 as well, and prints a notice of many lines.
-        return start([*launcher, *options, script, *arguments], OMP_NUM_THREADS="1")
+        return start([*launcher, *options, script, *arguments], OMP_NUM_THREADS="1", **environment)
+
+    return begin
+
+
+@pytest.fixture
+def two_agents(torchrun):
+    """two_agents(ranks, *flags, rendezvous="static" or "c10d") → two Processes, as if on two nodes with `ranks` ranks each."""
+
+    def begin(ranks: int, *arguments, rendezvous: str, options: tuple = ()) -> list[Process]:
+        port, environment = free_port(), {}
+        if rendezvous == "c10d":
+            where = [("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test")] * 2
+            environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see docs/stability.md
+        else:
+            where = [(f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}") for node in range(2)]
+        return [torchrun(ranks, *arguments, options=("--nnodes=2", *w, *options), **environment) for w in where]
 
     return begin
 
@@ -202,6 +223,13 @@ def parent_of(pid: int) -> int | None:
 def children_of(pid: int) -> list[int]:
     processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     return sorted(process for process in processes if parent_of(process) == pid)
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while any(parent_of(pid) is not None for pid in pids):
+        assert time.monotonic() < deadline, f"still there: {pids}"
+        time.sleep(0.05)
 
 
 # --- Looking at runs -------------------------------------------------------------------------------------------------

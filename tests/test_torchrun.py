@@ -7,32 +7,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from conftest import (
     LONG,
-    PATIENCE_S,
     STUB,
     assert_same_run,
     children_of,
     flags,
     last_iteration,
-    parent_of,
     results,
     snapshot,
+    wait_until_gone,
     write_launcher,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while any(parent_of(pid) is not None for pid in pids):
-        assert time.monotonic() < deadline, f"still there: {pids}"
-        time.sleep(0.05)
 
 
 # --- The same bits ---------------------------------------------------------------------------------------------------
