@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO := moving-mnist-es-reservoir
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test figures results benchmarks lint new clean
+.PHONY: help demo test figures results benchmarks stability lint new clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ results: $(STAMP)  ## write RESULTS.md anew from the committed result files
 
 benchmarks: $(STAMP)  ## measure everything anew (a quarter of an hour; leave the machine alone) and write benchmarks/README.md
 	"$(BIN)/python" benchmarks/run.py
+
+STABILITY := torchrun resume stop run_folder stability bad_input fuzz cli
+stability: $(STAMP)  ## prove docs/stability.md anew (a quarter of an hour) and write the counts into it
+	"$(BIN)/python" -m pytest -m "not gpu" --record docs/stability.json $(STABILITY:%=tests/test_%.py)
+	"$(BIN)/python" tools/stability_page.py
 
 lint: $(STAMP)  ## check style and formatting with ruff
 	"$(BIN)/ruff" check .

@@ -13,11 +13,11 @@ apart that an all-gather alone mixes:
 Where there are fewer cores than ranks (`oversubscribed`), ranks take turns on a core: an iteration is then no faster,
 waiting means little, and even the collective alone waits for ranks to be given a core. `mean` is over the ranks,
 `least` is that of the fastest rank. The collective alone is measured by itself as well, with what is sent at K = 32,
-512 and 8192, and so is the stop flag, an all-reduce of one number that training makes in every iteration
-(common/experiment.py).
+512 and 8192. Whether a rank was asked to stop goes along in the same all-gather, and every tenth iteration a checksum
+of what was trained, whose making is measured too.
 
-*Counted, bytes.* A tile's row is two losses and two flags a pair, all float64; a rank sends as many rows as the rank
-with the most tiles, the last one padded. Counted at the all-gather, and again by formula; both have to agree.
+*Counted, bytes.* A tile's row is two losses and two flags a pair, all float64; a rank sends a header and as many rows as
+the rank with the most tiles, the last one padded. Counted at the all-gather, and again by formula; both have to agree.
 
 *Measured, one rank.* Every rank draws the noise of all K pairs and forms the whole update from it: Amdahl's term. It
 is measured as `estimate_gradient` of an iteration whose noise has not been drawn yet, at K = 32, 512 and 8192. What is
@@ -57,7 +57,8 @@ from workload import BRIEF, SIGMA, Sizes
 
 from common import es, philox
 from common.costs import BytesMoved
-from common.dist import Workers
+from common.dist import HEADER, Workers, checksum
+from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.files import write_json
 from common.rollout import pairs_per_tile
@@ -98,8 +99,8 @@ MACHINES = {
         "(github.com/NVIDIA/nccl-tests issue 290)",
     ),
 }
-COLLECTIVES = 2  # an iteration: the all-gather of losses and the all-reduce of the stop flag (common/experiment.py)
-HOST_COPIES, HOST_COPY_S = 3, 10e-6  # rows to the GPU, what was gathered back, the stop flag back; seconds each assumed
+COLLECTIVES = 1  # an iteration: the all-gather of losses, with the stop flag in its header (common/dist.py)
+HOST_COPIES, HOST_COPY_S = 3, 10e-6  # header and rows to the GPU, what was gathered back; seconds each assumed
 LAUNCH_S = 5e-6  # of a kernel from Python, assumed
 CALLS_A_STEP = 19  # kernels a step of the rollout on a GPU, guard and scoring among them: counted in common/rollout.py
 MEMORY_BYTES_PER_S = 0.5 * 4.8e12  # H200's 4.8 TB/s (NVIDIA's data sheet), half of it assumed reached
@@ -113,7 +114,7 @@ POPULATIONS = ((32, 32), (512, 32), (8192, 64), (65536, 64))  # K and B: the bri
 def gathered_bytes(pairs: int, tile_pairs: int, ranks: int) -> dict[str, int]:
     """What one all-gather of `Workers.run_tiles` moves for K pairs."""
     tiles = -(-pairs // tile_pairs)
-    sent = -(-tiles // ranks) * 4 * tile_pairs * 8
+    sent = 8 * HEADER + -(-tiles // ranks) * 4 * tile_pairs * 8
     return {
         "useful": 4 * pairs * 8,  # 2K losses and 2K flags, float64
         "sent_by_a_rank": sent,
@@ -131,11 +132,11 @@ class TimedGather:
     def __init__(self):
         self.original, self.waiting_s, self.collective_s, self.sent, self.held = dist.all_gather, 0.0, 0.0, 0, 0
 
-    def __call__(self, gathered: list[Tensor], local: Tensor) -> None:
+    def __call__(self, gathered: list[Tensor], local: Tensor, **options) -> None:
         start = time.perf_counter()
         dist.barrier()
         met = time.perf_counter()
-        self.original(gathered, local)
+        self.original(gathered, local, **options)
         self.waiting_s, self.collective_s = met - start, time.perf_counter() - met
         self.sent, self.held = local.nbytes, sum(tensor.nbytes for tensor in gathered)
 
@@ -181,12 +182,12 @@ def measure_rank(sizes: Sizes, gathered_pairs: tuple[int, ...], repeats: int, ro
     for pairs in gathered_pairs:
         tile_pairs = pairs_per_tile(pairs, sizes.batch, sizes.size, torch.float32, "cpu")
         bytes_ = gathered_bytes(pairs, tile_pairs, ranks)
-        local = torch.zeros(bytes_["sent_by_a_rank"] // 8, dtype=torch.float64)
+        local = torch.zeros(bytes_["sent_by_a_rank"], dtype=torch.uint8)
         gathered = [torch.empty_like(local) for _ in range(ranks)]
         seconds = of_all_ranks(alone(lambda local=local, into=gathered: dist.all_gather(into, local), repeats))
         gathers.append({"pairs": pairs, "bytes": bytes_, "seconds": over_ranks(seconds)})
-    flag = torch.zeros(1)
-    stop_flag = of_all_ranks(alone(lambda: dist.all_reduce(flag, op=dist.ReduceOp.MAX), repeats))
+    trained = [torch.zeros(2, sizes.size, sizes.rank), torch.zeros(EMBEDDING, sizes.size)]  # U and V, the decoder
+    checksums = of_all_ranks(alone(lambda: checksum(trained), repeats))
     barrier = of_all_ranks(alone(dist.barrier, repeats))
 
     predicted = gathered_bytes(sizes.pairs, problem.tile_pairs, ranks)
@@ -206,7 +207,7 @@ def measure_rank(sizes: Sizes, gathered_pairs: tuple[int, ...], repeats: int, ro
         "waiting_share": summary(waiting_RM.mean(axis=0) / iteration_M),
         "collective_alone_share": summary(collective_RM.mean(axis=0) / iteration_M),
         "collective_alone_by_pairs": gathers,
-        "stop_flag_s": over_ranks(stop_flag),
+        "checksum_s": over_ranks(checksums),
         "barrier_s": over_ranks(barrier),
     }
 
@@ -369,7 +370,10 @@ def predictions(throughputs: tuple[float, ...]) -> dict:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     def throughputs(text: str) -> tuple[float, ...]:
-        return tuple(float(word) for word in text.split(","))
+        numbers = tuple(float(word) for word in text.split(","))
+        if not all(0 < value < float("inf") for value in numbers):
+            raise argparse.ArgumentTypeError(f"must be numbers > 0, not {text!r}")
+        return numbers
 
     made = parser(__doc__, "ranks", rounds=9)
     made.add_argument(
@@ -382,10 +386,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument(
         "--rank-report", type=Path, help=argparse.SUPPRESS
     )  # this is a rank; rank 0 writes its report there
-    arguments = parse(made, argv)
-    if not all(0 < value < float("inf") for value in arguments.throughputs):
-        raise BadInput("--throughputs must be numbers > 0")
-    return arguments
+    if "RANK" in os.environ and "--rank-report" not in (sys.argv if argv is None else argv):
+        raise BadInput("this starts torchrun by itself: start it with python")
+    return parse(made, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -402,8 +405,6 @@ def main(argv: list[str] | None = None) -> int:
             if workers.is_main:
                 write_json(arguments.rank_report, found)
         return 0
-    if "RANK" in os.environ:
-        raise BadInput("this starts torchrun by itself: start it with python")
     print("the redundant update on one rank", flush=True)
     with Workers(cpu) as workers:
         redundant = measure_redundant(sizes, pairs_of, (1, 8, 64), arguments.rounds, workers)

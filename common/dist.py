@@ -33,7 +33,7 @@ MEETING_TIMEOUT_S = 300.0
 TIMEOUT_S = 1800.0
 TRAINING_TIMEOUT_S = 300.0  # the default of --rank-timeout
 ROLL_CALL_S = 10.0  # for the others to say that they are still there, once a rank has waited in vain
-HEADER = 4  # int64 numbers before the tiles of an exchange: stop asked for; iteration and checksum of `announce`; spare
+HEADER = 4  # int64 numbers before the tiles of an exchange: stop asked for; iteration and checksum of `announce`; none
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -141,7 +141,8 @@ class Workers:
         A torchrun that hands its own store to the ranks keeps it over its restarts: there the addresses of ranks that died still
         stand, so that every attempt needs names of its own.
         """
-        if self.backend == "nccl":  # an operation that takes too long raises here, as gloo's do, and does not abort the process
+        if self.backend == "nccl":
+            # An operation that takes too long then raises here, as gloo's do, in place of aborting the process.
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         self.store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_TIMEOUT_S)))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -245,9 +246,7 @@ class Workers:
         # gathered[rank][j] is tile j · world_size + rank
         return torch.stack(gathered, dim=1).flatten(0, 1)[:tiles].to(device)
 
-    def sum_tiles(
-        self, evaluate: Callable[[int], Tensor], tiles: int, width: int, may_stop: bool = False
-    ) -> Tensor:
+    def sum_tiles(self, evaluate: Callable[[int], Tensor], tiles: int, width: int, may_stop: bool = False) -> Tensor:
         """Σ evaluate(tile), float32 (width,) on the workers' device, added up in the order of the tiles: a gradient has the
         same bits on any number of ranks. may_stop: as in `run_tiles`."""
         rows = self.run_tiles(evaluate, tiles, width, torch.float32, self.device, may_stop)
@@ -275,7 +274,9 @@ class Workers:
             return [local]
         device = self._collective_device
         (iteration, trained), self._announced = self._announced, (0, 0)
-        header_H = torch.tensor([asked, iteration, 0, 0], dtype=torch.int64).to(device)
+        header_H = torch.zeros(HEADER, dtype=torch.int64)
+        header_H[0], header_H[1] = asked, iteration
+        header_H = header_H.to(device)
         header_H[2] = trained
         # As bytes, so that whole numbers and the tiles' floating-point ones go in one message.
         message = torch.cat((header_H.view(torch.uint8), local.to(device).flatten().view(torch.uint8)))

@@ -265,7 +265,8 @@ class Training(experiment.Training):
         config, iteration = self.config, self.iteration + 1
         sigma = self.sigma.at(iteration)
         # The decoder trains beside the population, which is scored with the decoder of the iteration's start.
-        decoder, before = self.decoder.frozen_copy(), copy.deepcopy(self.decoder.state_dict())
+        before = copy.deepcopy(self.decoder.state_dict())
+        decoder = before["linear"]["weight"], before["linear"]["bias"]
         decoder_task = self.workers.submit(lambda: self._train_decoder(iteration))
         try:
             losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, decoder)

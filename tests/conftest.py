@@ -21,6 +21,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.dist import Workers
+from common.files import write_json
+from common.run import environment, source
+
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "moving-mnist-es-reservoir" / "moving_mnist_es_reservoir.py"
 PATIENCE_S = 120  # for a process that is expected to end or to get somewhere; a test that waits so long has failed
@@ -46,6 +50,55 @@ def flags(**changes) -> list[str]:
         elif value is not None and value is not False:
             words += [f"--{name}", str(value)]
     return words
+
+
+# --- What was tested, for docs/stability.md ---------------------------------------------------------------------------
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--record", metavar="FILE", help="write how many tests of each promise passed, and what they measured"
+    )
+
+
+class Recorder:
+    """Counts tests by their closest marker `promise`, and collects what they gave to `record_property`."""
+
+    def __init__(self, path: Path):
+        self.path, self.began = path, time.time()
+        self.promises: dict[str, dict] = {}
+        self.measured: dict[str, list] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        marker = item.get_closest_marker("promise")
+        if marker and (report.when == "call" or report.outcome != "passed"):
+            counts = self.promises.setdefault(marker.args[0], {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0})
+            counts[report.outcome] += 1
+            counts["seconds"] = round(counts["seconds"] + report.duration, 1)
+            for name, value in report.user_properties:
+                self.measured.setdefault(name, []).append(value)
+        return report
+
+    def pytest_sessionfinish(self) -> None:
+        with Workers(torch.device("cpu")) as workers:
+            where = environment(workers)
+        write_json(
+            self.path,
+            {
+                "environment": where,
+                "source": source(STUB),
+                "seconds": round(time.time() - self.began),
+                "promises": dict(sorted(self.promises.items())),
+                "measured": dict(sorted(self.measured.items())),
+            },
+        )
+
+
+def pytest_configure(config) -> None:
+    if path := config.getoption("--record"):
+        config.pluginmanager.register(Recorder(Path(path)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -146,13 +146,13 @@ def test_growth_counts_what_has_to_grow_with_length(results):
 
 
 def test_bytes_of_a_gather():
-    """The brief's K = 32 in tiles of two pairs: 16 tiles, eight numbers each."""
+    """The brief's K = 32 in tiles of two pairs: 16 tiles, eight numbers each, after a header of four."""
     ranks = load("ranks")
     assert ranks.gathered_bytes(32, 2, 8) == {
-        "useful": 1024, "sent_by_a_rank": 128, "received_by_a_rank": 896, "held_by_a_rank": 1024
+        "useful": 1024, "sent_by_a_rank": 160, "received_by_a_rank": 1120, "held_by_a_rank": 1280
     }  # fmt: skip
     padded = ranks.gathered_bytes(9, 2, 3)  # five tiles, two on the busiest rank, the last half empty
-    assert padded == {"useful": 288, "sent_by_a_rank": 128, "received_by_a_rank": 256, "held_by_a_rank": 384}
+    assert padded == {"useful": 288, "sent_by_a_rank": 160, "received_by_a_rank": 320, "held_by_a_rank": 480}
 
 
 def test_ranks_are_measured_under_torchrun(results):
@@ -161,7 +161,7 @@ def test_ranks_are_measured_under_torchrun(results):
     assert row["ranks"] == 2 and row["threads_a_rank"] >= 1
     assert row["bytes_counted"] == {name: row["bytes"][name] for name in row["bytes_counted"]}
     assert row["bytes"]["useful"] == 32 * found["pairs"]
-    for name in ("waiting_s", "collective_alone_s", "stop_flag_s", "barrier_s"):
+    for name in ("waiting_s", "collective_alone_s", "checksum_s", "barrier_s"):
         assert_summary(row[name]["mean"])
         assert row[name]["least"]["median"] <= row[name]["mean"]["median"]
     for name in ("waiting_share", "collective_alone_share"):

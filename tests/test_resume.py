@@ -13,6 +13,8 @@ from conftest import LONG, assert_same_run, flags, flip_a_bit, last_iteration, m
 
 from common import run
 
+pytestmark = pytest.mark.promise("killed and resumed")
+
 
 @pytest.fixture
 def finished(reference, tmp_path) -> Path:
@@ -199,6 +201,7 @@ def damage(path: Path, how: str, other: Path) -> None:
         shutil.copy(other, path)
 
 
+@pytest.mark.promise("checkpoints")
 @pytest.mark.parametrize("how", ["truncated", "one bit flipped", "of another run"])
 def test_the_previous_good_checkpoint_is_used_and_said(main, reference, stopped, capsys, how):
     damage(stopped / "checkpoint.pt", how, reference(seed=1) / "checkpoint.pt")
@@ -211,6 +214,7 @@ def test_the_previous_good_checkpoint_is_used_and_said(main, reference, stopped,
     assert_same_run(stopped, reference())
 
 
+@pytest.mark.promise("checkpoints")
 def test_a_damaged_checkpoint_never_replaces_the_good_one(main, reference, stopped, killed_at, monkeypatch):
     """Killed at the first save after the fallback: the only good checkpoint must still be there."""
     (stopped / "checkpoint.pt").write_bytes(b"damaged")
@@ -223,6 +227,7 @@ def test_a_damaged_checkpoint_never_replaces_the_good_one(main, reference, stopp
     assert_same_run(stopped, reference())
 
 
+@pytest.mark.promise("checkpoints")
 def test_only_the_previous_checkpoint_is_left(main, reference, stopped):
     (stopped / "checkpoint.pt").unlink()
     assert main(*flags(), "--run-dir", stopped, "--resume") == 0

@@ -42,6 +42,7 @@ def traceback_of_ours(stderr: str) -> bool:
 # --- Any number of ranks ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("any number of ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_agents_end_in_the_bits_of_a_plain_run(two_agents, reference, tmp_path, rendezvous):
@@ -54,6 +55,7 @@ def test_two_agents_end_in_the_bits_of_a_plain_run(two_agents, reference, tmp_pa
     assert results(tmp_path / "run")["environment"]["world_size"] == 4
 
 
+@pytest.mark.promise("any number of ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize(("pairs", "ranks"), [(1, 2), (1, 8), (2, 3), (17, 4), (33, 8)])
 def test_populations_that_do_not_divide(torchrun, reference, tmp_path, pairs, ranks):
@@ -98,6 +100,7 @@ def kill(process: Process, ranks: list[int], how: str, chance: random.Random) ->
             os.kill(pid, getattr(signal, how.split()[0]))
 
 
+@pytest.mark.promise("killed and resumed")
 @pytest.mark.slow
 def test_killed_at_random_and_resumed_on_other_numbers_of_ranks(
     torchrun, start, main, reference, tmp_path, record_property, monkeypatch
@@ -146,6 +149,7 @@ def test_killed_at_random_and_resumed_on_other_numbers_of_ranks(
     assert_same_run(folder, reference(**CHAIN))
 
 
+@pytest.mark.promise("killed and resumed")
 @pytest.mark.slow
 def test_torchrun_heals_a_rank_that_dies_three_times(torchrun, reference, tmp_path):
     folder, changes = tmp_path / "run", {"iterations": 600, "evaluate_every": 50, "checkpoint_every": 10}
@@ -163,6 +167,7 @@ def test_torchrun_heals_a_rank_that_dies_three_times(torchrun, reference, tmp_pa
     assert_same_run(folder, reference(**changes))
 
 
+@pytest.mark.promise("killed and resumed")
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_agents_heal_a_rank_that_dies(two_agents, reference, tmp_path, rendezvous):
@@ -179,6 +184,7 @@ def test_two_agents_heal_a_rank_that_dies(two_agents, reference, tmp_path, rende
 # --- Preemption at the brief's scale ---------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("preemption")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGTERM to torchrun", "SIGTERM to all", "SIGUSR1 to one rank"])
 def test_preempted_at_the_scale_of_the_brief(torchrun, tmp_path, how, record_property):
@@ -206,6 +212,7 @@ def test_preempted_at_the_scale_of_the_brief(torchrun, tmp_path, how, record_pro
 # --- A rank that hangs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("a rank that hangs")
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_replaced(torchrun, reference, tmp_path):
     folder, changes = tmp_path / "run", {"iterations": 400, "evaluate_every": 50, "checkpoint_every": 10}
@@ -223,6 +230,7 @@ def test_a_rank_that_hangs_is_named_and_replaced(torchrun, reference, tmp_path):
 # --- Ranks that come apart -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("ranks that come apart")
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["u_Nr", "decoder.linear.bias"])
 def test_a_rank_whose_parameters_differ_is_named(torchrun, reference, main, tmp_path, what):
@@ -250,6 +258,7 @@ stub.Training.iterate = altered
     assert_same_run(folder, reference(**{**LONG, "checkpoint_every": 20}))
 
 
+@pytest.mark.promise("ranks that come apart")
 @pytest.mark.slow
 def test_a_rank_with_other_code_is_refused(torchrun, tmp_path):
     """As on a node whose copy of the repository is older."""
@@ -292,6 +301,7 @@ stub.Rollout.errors = faulty
 """
 
 
+@pytest.mark.promise("guardrails")
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", ["remove", "penalise"])
 def test_members_that_fail_are_the_same_on_any_number_of_ranks(start, torchrun, tmp_path, failure):
@@ -309,6 +319,7 @@ def test_members_that_fail_are_the_same_on_any_number_of_ranks(start, torchrun, 
         assert_same_run(tmp_path / str(count), tmp_path / "plain")
 
 
+@pytest.mark.promise("guardrails")
 def test_when_all_members_fail_sigma_shrinks_until_they_live(main, tmp_path):
     """The guard lies where the noise decides: at first all leave it."""
     code = main(*flags(sigma=64, guard=0.4, iterations=14, learning_rate=1e-9), "--run-dir", tmp_path / "run")
@@ -320,6 +331,7 @@ def test_when_all_members_fail_sigma_shrinks_until_they_live(main, tmp_path):
     assert [line["sigma"] for line in lines[: shrunk + 1]] == [64 / 2**i for i in range(shrunk + 1)]
 
 
+@pytest.mark.promise("guardrails")
 def test_a_run_of_which_all_members_fail_is_given_up(command, reference, tmp_path):
     folder, words = tmp_path / "run", flags(guard=1e-3, iterations=50, checkpoint_every=100)
     code, stdout, stderr = command(*words, "--run-dir", folder).end()
@@ -334,6 +346,7 @@ def test_a_run_of_which_all_members_fail_is_given_up(command, reference, tmp_pat
     assert code == 1 and "given up after iteration 11: 11 iterations in a row" in stderr
 
 
+@pytest.mark.promise("guardrails")
 @pytest.mark.slow
 def test_five_thousand_iterations_with_faults_take_no_more_of_anything(torchrun, tmp_path, record_property):
     """Memory, open files, threads and processes of both ranks, after 500 and after 5,000 iterations."""

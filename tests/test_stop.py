@@ -14,6 +14,8 @@ from conftest import LONG, assert_same_run, flags, last_iteration, metrics, writ
 from common.dist import Stopped, Workers
 from common.stop import GRACE_S, Interrupted, StopRequest
 
+pytestmark = pytest.mark.promise("preemption")
+
 
 @pytest.fixture(autouse=True)
 def ctrl_c():

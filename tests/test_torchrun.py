@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import (
     LONG,
-    STUB,
     assert_same_run,
     children_of,
     flags,
@@ -23,7 +22,10 @@ from conftest import (
     write_launcher,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+pytestmark = [
+    pytest.mark.promise("any number of ranks"),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc"),
+]
 
 
 # --- The same bits ---------------------------------------------------------------------------------------------------
@@ -52,7 +54,7 @@ def test_started_plain_stopped_and_resumed_on_three_ranks(command, torchrun, ref
     assert results(folder)["environment"]["world_size"] == 3
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(
     ("noise", "own_data"),
     [
@@ -90,6 +92,7 @@ def test_openmp_gets_no_threads_of_its_own(stub_environment, tmp_path):
 # --- Faults ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("killed and resumed")
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_a_rank_is_killed_none_is_left_behind(torchrun, reference, main, tmp_path, victim):
     folder = tmp_path / "run"
@@ -107,6 +110,7 @@ def test_when_a_rank_is_killed_none_is_left_behind(torchrun, reference, main, tm
     assert_same_run(folder, reference(**LONG))
 
 
+@pytest.mark.promise("killed and resumed")
 def test_an_error_on_one_rank_ends_all(torchrun, tmp_path):
     """A fault inside a pool thread of rank 1, while rank 0 waits for its losses."""
     script = tmp_path / "faulty.py"
@@ -129,6 +133,7 @@ stub.Rollout.errors = faulty
     wait_until_gone(ranks)
 
 
+@pytest.mark.promise("bad input")
 def test_bad_input_is_said_once(torchrun, reference, tmp_path):
     folder = reference()
     before = snapshot(folder)
@@ -140,6 +145,7 @@ def test_bad_input_is_said_once(torchrun, reference, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize("where", ["command line", "cache"])
 def test_bad_input_before_the_ranks_meet_or_on_one_of_them_is_said_once(torchrun, tmp_path, monkeypatch, where):
     words = [*flags(), "--run-dir", tmp_path / "run"]
@@ -155,6 +161,7 @@ def test_bad_input_before_the_ranks_meet_or_on_one_of_them_is_said_once(torchrun
 
 
 @pytest.mark.slow
+@pytest.mark.promise("ranks that come apart")
 def test_ranks_that_disagree_are_told(torchrun, tmp_path):
     """On several nodes each has its own command line."""
     script = tmp_path / "mistyped.py"
@@ -172,6 +179,7 @@ def test_ranks_that_disagree_are_told(torchrun, tmp_path):
 # --- Stops and restarts ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("preemption")
 def test_ctrl_c_saves_where_it_stops(torchrun, main, reference, tmp_path):
     """torchrun passes it on to the ranks, and gives them half a minute."""
     folder = tmp_path / "run"
@@ -192,6 +200,7 @@ def test_ctrl_c_saves_where_it_stops(torchrun, main, reference, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.promise("killed and resumed")
 def test_torchrun_starts_again_and_the_run_goes_on(torchrun, reference, tmp_path):
     folder = tmp_path / "run"
     process = torchrun(2, *flags(**LONG), "--run-dir", folder, options=("--max_restarts=1",))
