@@ -399,7 +399,10 @@ def print_memory(title: str, row: dict) -> None:
 def require_peers(path: Path) -> None:
     """Raises BadInput where results with a peer that is not installed would be lost."""
     if path.exists():
-        left_out = json.loads(path.read_text())["results"]["left_out"]
+        try:
+            left_out = list(json.loads(path.read_text())["results"]["left_out"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise BadInput(f"--output {path} is there and no file of this benchmark; name another one") from None
         if lost := [name for name in PEERS if missing(name) and name not in left_out]:
             raise BadInput(
                 f"--output {path} holds {', '.join(lost)}, not installed here: pip install -r "

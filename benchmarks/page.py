@@ -11,6 +11,7 @@ that is missing is "not run"; one of a quick run is refused; one whose code was 
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,13 +69,13 @@ def _read(path: Path) -> Report:
     try:
         written = path.read_bytes()
         content = json.loads(written)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
     if not isinstance(content, dict) or content.get("benchmark") != path.stem.removesuffix(GPU):
         raise BadInput(f"{path}: holds no results of {path.stem.removesuffix(GPU)}")
     if content.get("quick"):
         raise BadInput(f"{path}: is of a quick run, whose numbers mean nothing")
-    if path.stem.endswith(GPU) and "gpu" not in content["hardware"]:
+    if path.stem.endswith(GPU) and "gpu" not in (content.get("hardware") or ()):
         raise BadInput(f"{path}: was not measured on a GPU")
     return Report(path.stem, content, hashlib.sha256(written).hexdigest())
 
@@ -904,6 +905,8 @@ def main(argv: list[str] | None = None) -> int:
         "--folder", type=Path, default=HERE, help="where results/ is, and the page (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
+    if not os.path.isdir(arguments.folder):
+        raise BadInput(f"--folder {arguments.folder}: is not a folder")
     if arguments.check:
         if stale := stale_files(arguments.folder):
             print(f"stale: {', '.join(stale)}; write them with: python benchmarks/page.py", file=sys.stderr)

@@ -133,8 +133,9 @@ class NormalEquations:
         """float64 (F+1, E), the last row the constant; the constant is not penalised."""
         gram_FF = self.gram_FF.triu().add_(self.gram_FF.triu(1).T)
         diagonal_F = gram_FF.diagonal()[:-1]
-        added = penalty * float(diagonal_F.mean())
-        diagonal_F += added if not added < 1e-280 else 1.0  # of states that are zero: they get no weight
+        size = float(diagonal_F.mean())
+        # States that are next to nothing get no weight: what would make something of them is no number in float32.
+        diagonal_F += penalty * size if not size < 1e-60 else 1.0
         return torch.linalg.solve(gram_FF, self.cross_FE)
 
 

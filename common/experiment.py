@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.decoder import DecoderTraining
 from common.dist import Stopped, Workers, choose_device, differences
-from common.errors import BadInput, Fault
+from common.errors import BadInput, Fault, reason
 from common.evaluation import SCORED, Score, inputs_and_targets, public_score, ridge_scores, score, trivial_scores
 from common.figure_data import Showcase, figure_data
 from common.moving_mnist import load_public_test_set
@@ -282,7 +282,12 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
         embeddings.prepare(workers)
         training = training_class(config, problem, embeddings, workers)
         if state is not None:
-            training.load_state_dict(state)
+            try:
+                training.load_state_dict(state)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise BadInput(
+                    f"--run-dir {options.run_dir}: its checkpoint does not hold what this version needs ({reason(error)})"
+                ) from None
         if options.evaluate:
             _print_score(training)
             return 0
@@ -438,6 +443,10 @@ def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -
             results["spectral_radius"] = radius
         steps.update()
         steps.close()
+        if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
+            raise Fault(
+                f"{broken[0]} is not finite: {training.advice}; no result is written, the run is saved in {folder.path}"
+            )
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **figures)
         folder.finish(buffer.getvalue(), results)

@@ -13,10 +13,10 @@ Every problem of a saved file (missing, truncated, wrong shape) raises `BadInput
 """
 
 import argparse
+import errno
 import json
 import math
-import zipfile
-import zlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is not JSON ({reason(error)})") from None
     if not isinstance(value, dict):
         raise BadInput(f"{path}: is not a JSON object")
@@ -124,7 +124,7 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
             row = json.loads(line)
             row = {key: float(value) if isinstance(value, (int, float)) else math.nan for key, value in row.items()}
             rows[int(row["iteration"])] = row
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             raise BadInput(f"{path}: line {number} is not a metrics line with an iteration") from None
     if not rows:
         raise BadInput(f"{path}: holds no metrics")
@@ -151,7 +151,7 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
     except BadInput:
         raise
-    except (ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged bytes come out of zip, zlib and the array header as a dozen kinds
         raise BadInput(f"{path}: is damaged or not an .npz file ({reason(error)})") from None
     for name, letters in shapes.items():
         dimensions = [(letter, letters[i + 1 : i + 2] == "+") for i, letter in enumerate(letters) if letter != "+"]
@@ -199,15 +199,17 @@ def load_run(
     `.figures.npz` (for instance results/laptop-seed0).
 
     shapes: the arrays wanted, as for `read_arrays`. needs: history columns that must hold at least one number.
-    settings: integers ≥ 1 that the config must hold. BadInput for anything missing or damaged.
+    settings: integers ≥ 1 that the config must hold. BadInput for anything missing, damaged or of another experiment.
     """
     if run is None:
         paths = [committed.with_name(committed.name + end) for end in (".json", ".history.jsonl", ".figures.npz")]
     else:
-        if not Path(run).is_dir():
+        if not os.path.isdir(run):  # Path.is_dir raises for a name that is too long
             raise BadInput(f"--run {run}: is not a folder")
         paths = [Path(run) / name for name in ("results.json", "metrics.jsonl", "figures.npz")]
-    results = read_json(paths[0])
+    results, stub = read_json(paths[0]), committed.parent.parent.name
+    if run is not None and results.get("stub", stub) != stub:
+        raise BadInput(f"{paths[0]}: is of the experiment {results['stub']}, not of {stub}")
     config = results.get("config")
     for key in settings:
         value = config.get(key) if isinstance(config, dict) else None
@@ -224,7 +226,10 @@ def load_run(
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return False
 
 
 def describe(results: Mapping) -> str:
@@ -590,15 +595,40 @@ def figure_arguments(
     """
     parser = Parser(description=description)
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="run folder to draw (default: the committed laptop results, seed 0)"
+        "--run", type=_folder, metavar="DIR", help="run folder to draw (default: the committed laptop results, seed 0)"
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         default=stub,
         help=f"folder in which to write {writes} (default: beside the script)",
     )
     if extra is not None:
         extra(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    _require_folder(options.out, "--out")
+    return options
+
+
+def _folder(text: str) -> Path:
+    if not text:  # of a shell variable that is not set; as a path it would be the working directory
+        raise argparse.ArgumentTypeError("must name a folder, not ''")
+    return Path(text)
+
+
+def _require_folder(path: Path, flag: str) -> None:
+    """BadInput, before anything is drawn, where files cannot be written below `path`: a file is in the way, or a right missing."""
+    place = path.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        if not os.path.isdir(place):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        os.stat(path)  # of the errors that are left, only one is to be expected
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BadInput(f"{flag} {path} cannot be written ({reason(error)})") from None

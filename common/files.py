@@ -19,7 +19,9 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # of a writer that was killed; it may be a second name of a file that is still needed
+        temporary.unlink(
+            missing_ok=True
+        )  # of a writer that was killed; it may be a second name of a file that is still needed
         if callable(content):
             content(temporary)
         else:

@@ -74,7 +74,11 @@ class ProblemSettings:
         return load_digits(self.digit_source, self.mnist_dir)
 
     def problem(self, digits: Digits) -> "Problem":
-        """The problem that these settings and these digit images name."""
+        """The problem that these settings and these digit images name. Raises BadInput for one that cannot be scored."""
+        if not errors_are_standardised(self) and self.test_sequences * self.sequence_length < 2:
+            raise BadInput(
+                "--test-sequences 1 with --sequence-length 1: errors are divided by the variance of a single target"
+            )
         values = {f.name: getattr(self, f.name) for f in fields(Problem) if f.name != "digits_sha256"}
         return Problem(**values, digits_sha256=digits.sha256)
 
@@ -119,6 +123,11 @@ class Problem:
             self.topology,
             self.weight_scale,
         )
+
+
+def errors_are_standardised(problem: "Problem | ProblemSettings") -> bool:
+    """Whether the targets have a variance of 1 as they are."""
+    return problem.digits == 1 and problem.standardise == "calibration"
 
 
 def fingerprint(description: dict) -> str:
@@ -283,13 +292,8 @@ class Embeddings:
 
         The standardisation comes from one-digit sequences at every rung, so that a model can be carried over; with two
         digits the variance of its targets is no longer 1, and dividing by it keeps "MSE 1 = predicts the mean" true.
-
-        Raises BadInput where there is nothing to divide by.
         """
-        if self.problem.digits == 1 and self.problem.standardise == "calibration":
+        if errors_are_standardised(self.problem):
             return 1.0
         target_ME = self.stored["test"][:, 1:].flatten(0, 1).to("cpu", torch.float64)
-        variance = float(target_ME.var(dim=0, correction=0).mean())
-        if not variance > 0:
-            raise BadInput("--test-sequences: the targets of so small a test set have no variance to divide errors by")
-        return variance
+        return float(target_ME.var(dim=0, correction=0).mean())

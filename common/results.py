@@ -38,7 +38,9 @@ def _integer(value) -> bool:
 
 
 def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf and _is_a_float(value)
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf and _is_a_float(value)
+    )
 
 
 def _is_a_float(value) -> bool:
@@ -63,7 +65,10 @@ SCHEMA_1 = {
     "schema": ("the integer 1", lambda value: _integer(value) and value == 1),
     "stub": TEXT,
     "seed": INTEGER,
-    "preset": ("letters, digits, _, . and -", lambda value: _text(value) and re.fullmatch(r"[\w.-]+", value) is not None),
+    "preset": (
+        "letters, digits, _, . and -",
+        lambda value: _text(value) and re.fullmatch(r"[\w.-]+", value) is not None,
+    ),
     "problem_id": TEXT,
     "problem": TABLE,
     "problem.digits": INTEGER,
@@ -112,6 +117,7 @@ for _table in ("trivial_test_mse", "trivial_validation_mse"):
 # Settings in which seeds of one row of RESULTS.md may differ: on none of the others does a number depend.
 OF_THE_MACHINE = {
     "seed", "device", "backend", "threads", "checkpoint_every", "tensorboard", "mnist_dir", "public_test_file",
+    "rank_timeout",
 }  # fmt: skip
 ABSENT = object()  # no value at all, where null is one
 

@@ -238,7 +238,7 @@ class Rollout:
         self.device, self.dtype, self.kernel = torch.device(device), dtype, kernel
         self.reservoir = reservoir.to(self.device, dtype)
         self.size, self.leak = reservoir.size, leak
-        self.guard, self.guard_square = guard, guard**2
+        self.guard, self.guard_square = guard, guard * guard  # which may be infinite; guard**2 raises
         sparse = self.device.type == "cpu" and reservoir.index_Nk.shape[1] < SPARSE_BELOW * self.size
         self.dense_NN = None if sparse else reservoir.dense().to(self.device, dtype)
         self.index_Nk = self.reservoir.index_Nk.to(torch.int32)  # half the bytes that a sparse product has to read

@@ -91,20 +91,26 @@ def _converter(kind: type, metadata) -> Callable[[str], object]:
             value = kind(text)
         except ValueError:
             raise problem from None
-        if kind is not str:
-            outside = (
-                (kind is float and not math.isfinite(value))  # a whole number may be too large for a float
-                or (metadata["least"] is not None and value < metadata["least"])
-                or (metadata["above"] is not None and value <= metadata["above"])
-                or (metadata["most"] is not None and value > metadata["most"])
-            )
-            if outside:
-                raise problem
-        if metadata["choices"] and value not in metadata["choices"]:
+        if not _is_allowed(value, kind, metadata):
             raise problem
         return value
 
     return convert
+
+
+def _is_allowed(value, kind: type, metadata) -> bool:
+    if type(value) is not kind or (kind is str and not value):  # '' comes of a shell variable that is not set
+        return False
+    if metadata["choices"]:
+        return value in metadata["choices"]
+    if kind not in (int, float):
+        return True
+    return (
+        (kind is int or math.isfinite(value))  # a whole number may be too large for a float
+        and (metadata["least"] is None or value >= metadata["least"])
+        and (metadata["above"] is None or value > metadata["above"])
+        and (metadata["most"] is None or value <= metadata["most"])
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +135,12 @@ class RunSettings:
         0, "stop after so many scores in a row without a better one, and keep the best parameters; 0: never", least=0
     )
     tensorboard: bool = setting(False, "also write TensorBoard events into the run folder", changes_result=False)
+
+
+def _folder(text: str) -> Path:
+    if not text:  # of a shell variable that is not set; as a path it would be the working directory
+        raise argparse.ArgumentTypeError("must name a folder, not ''")
+    return Path(text)
 
 
 def _with_negative_values_joined(argv: list[str]) -> list[str]:
@@ -162,7 +174,7 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
     parser.add_argument("--preset", default="auto", metavar="{" + ",".join(names) + "}",
                         type=_converter(str, {"choices": names, "least": None, "above": None, "most": None}),
                         help="defaults for a purpose; auto: h200 on a CUDA device of 40 GB or more, else laptop")  # fmt: skip
-    parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/<preset>-seed<seed>)")
+    parser.add_argument("--run-dir", type=_folder, help="the run's folder (default: runs/<preset>-seed<seed>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the run folder")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the run folder and start anew")
     parser.add_argument("--evaluate", action="store_true", help="score the saved run on the test set; change nothing")
@@ -172,8 +184,7 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
-        if isinstance(kind, types.UnionType):  # "str | None": a flag that may be left out altogether
-            kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
+        kind = _without_none(kind)
         text = field.metadata["help"].replace("%", "%%")
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -191,6 +202,9 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
     config = config_class(**{**presets[options.preset], **flags})
     if options.resume and options.overwrite:
         raise BadInput("--resume continues the run and --overwrite deletes it: choose one")
+    if options.evaluate and (options.resume or options.overwrite):
+        other = "--resume" if options.resume else "--overwrite"
+        raise BadInput(f"--evaluate changes nothing and {other} does: choose one")
     if options.run_dir is None:
         options.run_dir = Path("runs") / f"{options.preset}-seed{config.seed}"
     return config, options
@@ -201,17 +215,28 @@ def identity_of(config) -> dict:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["changes_result"]}
 
 
+def _without_none(kind) -> type:
+    """str of "str | None": a flag that may be left out altogether."""
+    if isinstance(kind, types.UnionType):
+        return next(member for member in typing.get_args(kind) if member is not types.NoneType)
+    return kind
+
+
 def saved_config(path: Path, config):
     """The Config of the run in a folder; fields on which no number depends are taken from `config`.
 
     Raises BadInput if there is no readable config.json.
     """
     try:
-        saved = json.loads((path / "config.json").read_text())
+        saved, hints = json.loads((path / "config.json").read_text()), typing.get_type_hints(type(config))
+        for field in dataclasses.fields(config):
+            kind = _without_none(hints[field.name])
+            if field.metadata["changes_result"] and not _is_allowed(saved[field.name], kind, field.metadata):
+                raise ValueError(field.name)
         return dataclasses.replace(config, **{name: saved[name] for name in identity_of(config)})
     except FileNotFoundError:
         raise BadInput(f"--run-dir {path} holds no run (config.json is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"{path / 'config.json'} is damaged or of another experiment") from None
 
 
@@ -310,7 +335,7 @@ class RunFolder:
         """As far as can be told without writing: the folder, or the nearest one above it that exists, takes new files."""
         try:
             place = self.path
-            while not place.exists():
+            while not (place.exists() or place.is_symlink()):  # a link to nowhere is in the way as well
                 place = place.parent
             if not place.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -318,6 +343,9 @@ class RunFolder:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise self._unwritable(error) from None
+        for name in (*self.FILES, self.LOCK):
+            if (self.path / name).is_dir():
+                raise BadInput(f"--run-dir {self.path} cannot be written: {name} is a folder")
 
     def _lock(self, make: bool) -> None:
         """Two processes must not write one run. The lock goes with the process that holds it, however it ends; what the file says
@@ -354,7 +382,7 @@ class RunFolder:
             saved = json.loads((self.path / "config.json").read_text())
         except FileNotFoundError:
             raise BadInput(f"--run-dir {self.path} holds no run (config.json is missing)") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             saved = None
         if not isinstance(saved, dict):
             raise BadInput(f"--run-dir: {self.path / 'config.json'} is damaged")
@@ -451,7 +479,7 @@ def load_checkpoint(path: Path) -> dict:
         state = torch.load(io.BytesIO(content + b"\0\0"), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for what it does not want to read
         raise BadInput(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
-    if not isinstance(state, dict) or not {"iteration", "identity"} <= state.keys():
+    if not isinstance(state, dict) or "identity" not in state or type(state.get("iteration")) is not int:
         raise BadInput(f"{path} is not a checkpoint of this catalog")
     return state
 

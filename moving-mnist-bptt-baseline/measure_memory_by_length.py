@@ -69,11 +69,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=HERE / "measurements" / "memory_by_length.json", help="file to write"
     )
     arguments = parser.parse_args(argv)
-    if not arguments.lengths or min(arguments.lengths) < 1:
-        raise BadInput("--lengths must be whole numbers ≥ 1")
+    most = {name: field.metadata["most"] for name, field in Config.__dataclass_fields__.items()}
+    if not all(1 <= length <= most["sequence_length"] for length in arguments.lengths):
+        raise BadInput(f"--lengths must be whole numbers from 1 to {most['sequence_length']}")
     for flag, least in (("hidden_size", 2), ("in_degree", 1), ("rank", 1), ("batch_size", 1)):
-        if getattr(arguments, flag) < least:
-            raise BadInput(f"--{flag.replace('_', '-')} must be a whole number ≥ {least}")
+        largest = most[flag] or most["hidden_size"]
+        if not least <= getattr(arguments, flag) <= largest:
+            raise BadInput(f"--{flag.replace('_', '-')} must be a whole number from {least} to {largest}")
     for flag in ("in_degree", "rank"):
         if getattr(arguments, flag) > arguments.hidden_size:
             raise BadInput(f"--{flag.replace('_', '-')} must not exceed --hidden-size")

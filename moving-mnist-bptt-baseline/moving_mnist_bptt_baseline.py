@@ -92,7 +92,7 @@ TILE = {"cpu": 32, "cuda": 64}  # sequences: 8 GPUs share a minibatch of 512, tw
 def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
-    if config.core == "reservoir" and config.rank > config.hidden_size:
+    if config.rank > config.hidden_size:
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
     if config.core == "gru" and config.trains != "adapter":
         raise BadInput(

@@ -296,10 +296,17 @@ def read_measurement(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict
             method: {name: np.array([row[name] for row in rows if row["method"] == method], float) for name in names}
             for method in ("bptt", "forward", "streamed", "pair")
         }
-        if not all(len(columns["peak_bytes"]) and (columns["peak_bytes"] > 0).all() for columns in methods.values()):
-            raise ValueError
-        return methods, {**content["sizes"], "device": content["environment"]["device_name"]}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        lengths = methods["bptt"]["sequence_length"]
+        for columns in methods.values():
+            if not (
+                len(lengths)
+                and np.array_equal(columns["sequence_length"], lengths)
+                and (columns["peak_bytes"] > 0).all()
+            ):
+                raise ValueError
+        sizes = {name: int(content["sizes"][name]) for name in ("hidden_size", "in_degree", "rank", "batch_size")}
+        return methods, {**sizes, "device": content["environment"]["device_name"]}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise BadInput(f"{path}: is no file of measure_memory_by_length.py") from None
 
 

@@ -70,7 +70,7 @@ class Config(ProblemSettings, RunSettings):
     # The decoder
     decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0, most=1e30)
     decoder_batch_size: int = setting(32, "sequences of the decoder's minibatches", least=1, most=4096)
-    decoder_warmup: int = setting(1000, "decoder steps before the first ES iteration", least=0)
+    decoder_warmup: int = setting(1000, "decoder steps before the first ES iteration", least=0, most=10**9)
     decoder_steps: int = setting(1, "decoder steps an ES iteration, each on a minibatch", least=1, most=1 << 20)
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
 

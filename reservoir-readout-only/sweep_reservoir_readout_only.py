@@ -97,8 +97,9 @@ class Sweep:
             saved = json.loads(path.read_text())
             problem, rows, self.sources = saved["problem"], saved["rows"], saved["sources"]
             for row in rows:
-                row["leak"], row["gain"], row["input_scale"], row["train_sequences"], row["validation_mse"] + 0.0
-        except (OSError, ValueError, KeyError, TypeError):
+                for name in ("leak", "gain", "input_scale", "train_sequences", "validation_mse"):
+                    float(row[name])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise BadInput(f"--out {path} is no file of this sweep; name another one") from None
         if problem != self._identity():
             raise BadInput(f"--out {path} holds a sweep of another problem; name another file")

@@ -274,7 +274,10 @@ def load_sweep(path: Path) -> dict:
 
 
 def _is_finite(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return False
 
 
 def _key(row: dict) -> tuple[float, float, float]:
