@@ -94,7 +94,9 @@ class Workers:
         self.device, self.timeout_s, self.stop = device, timeout_s, stop or StopRequest()
         self.exchanges, self.stop_agreed = 0, False
         self._announced: tuple[int, Tensor | int] = (0, 0)
-        self._group = self._training_group = None  # of torch.distributed; None: all ranks with the long timeout
+        self._group = self._training_group = (
+            None  # of torch.distributed: all ranks, with a long and with a short timeout
+        )
         self.distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
         self.rank = int(os.environ["RANK"]) if self.distributed else 0
         self.world_size = int(os.environ["WORLD_SIZE"]) if self.distributed else 1
@@ -144,24 +146,33 @@ class Workers:
         if self.backend == "nccl":
             # An operation that takes too long then raises here, as gloo's do, in place of aborting the process.
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-        self.store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_TIMEOUT_S)))
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            self.store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", self.store)
         options = {"device_id": self.device} if self.backend == "nccl" else {}
-        long = timedelta(seconds=TIMEOUT_S)
-        dist.init_process_group(
-            self.backend, store=self.store, rank=rank, world_size=world_size, timeout=long, **options
-        )
-        self._training_group = dist.new_group(timeout=timedelta(seconds=self.timeout_s), backend=self.backend)
+        meeting = timedelta(seconds=MEETING_TIMEOUT_S)
+        try:
+            self.store, rank, world_size = next(rendezvous("env://", timeout=meeting))
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                self.store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", self.store)
+            dist.init_process_group(
+                self.backend, store=self.store, rank=rank, world_size=world_size, timeout=meeting, **options
+            )
+            groups = [
+                dist.new_group(timeout=timedelta(seconds=seconds), backend=self.backend)
+                for seconds in (TIMEOUT_S, self.timeout_s)
+            ]
+        except RuntimeError as error:
+            raise Fault(
+                f"the ranks did not find one another (within {MEETING_TIMEOUT_S:g} s): {reason(error)}"
+            ) from error
+        self._group, self._training_group = groups
 
     @contextmanager
     def while_training(self):
         """Within it ranks wait for one another `timeout_s` seconds and no longer."""
-        self._group = self._training_group
+        patient, self._group = self._group, self._training_group
         try:
             yield
         finally:
-            self._group = None
+            self._group = patient
 
     @staticmethod
     def _wake_libraries() -> None:
@@ -321,7 +332,7 @@ class Workers:
                 time.sleep(0.1)
         except RuntimeError:  # the store is gone, and torchrun with it
             pass
-        waited = self.timeout_s if self._group is not None else TIMEOUT_S
+        waited = self.timeout_s if self._group is self._training_group else TIMEOUT_S
         if self.stop.requested:
             who = "this rank was asked to stop meanwhile"
         elif missing:

@@ -299,6 +299,8 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
                 print(
                     f"stopped after iteration {training.iteration}; --resume continues {folder.path}", file=sys.stderr
                 )
+            if workers.local_rank == 0:
+                stop.pass_on()
             return 128 + (stop.signal or signal.SIGTERM)
         if stop.requested:  # since the last exchange
             raise Interrupted(stop.signal)
@@ -338,7 +340,8 @@ def train(training: Training, folder: RunFolder) -> bool:
     writer = None
     if config.tensorboard and workers.is_main:
         # purge_step hides what a run that was killed had written beyond the checkpoint it is resumed from.
-        writer = _summary_writer_class()(folder.path / "tensorboard", purge_step=training.iteration or None)
+        after = training.iteration + 1 if training.iteration else 0
+        writer = _summary_writer_class()(folder.path / "tensorboard", purge_step=after)
 
     def save() -> None:
         # Every rank forms its own update: before it is saved, make sure that they are still the same.
@@ -405,8 +408,8 @@ def train(training: Training, folder: RunFolder) -> bool:
                     f"given up after iteration {training.iteration}: {training.failed_in_a_row} iterations in a row without a "
                     f"finite training loss, {training.advice}; what was learned before is saved in {folder.path}"
                 )
-    if saved < training.iteration:
-        save()
+        if saved < training.iteration:  # before the bar's last words, for which there may be no reader any more
+            save()
     if writer:
         writer.close()
     return training.finished and not workers.stop_agreed
@@ -508,7 +511,7 @@ def _results(
         "wallclock_s": training.seconds,
         "theta_sha256": sha256_of_tensors(*training.trained_tensors()),
         "environment": environment(workers),
-        "source": source(stub_file, training.begun_with),
+        "source": source(stub_file, training.mixed),
     }
     if config.public_test_file:
         results["public_test_mse"] = public_score(config.public_test_file, embeddings, training.predict)

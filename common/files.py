@@ -26,17 +26,19 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
             content(temporary)
         else:
             temporary.write_bytes(content)
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # of two names of one file, replace keeps both
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     with suppress(OSError):  # not every file system can flush a folder
-        _flush_to_disk(path.parent)  # the new name too is then there after a power cut
+        flush_to_disk(path.parent)  # the new name too is then there after a power cut
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

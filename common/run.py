@@ -38,12 +38,11 @@ except ImportError:  # not on Windows
 
 from common.dist import BACKENDS, TRAINING_TIMEOUT_S, Workers, differences
 from common.errors import BadInput, Fault, Parser
-from common.files import copy_atomically, finite_or_none, write_atomically, write_json
+from common.files import copy_atomically, finite_or_none, flush_to_disk, write_atomically, write_json
 
 SCHEMA = 1
 DTYPES = ("float32", "float64", "float16")
 GPU_MEMORY_FOR_H200_PRESET = 40e9  # bytes
-CODE = ("code of the experiment", "code of common")  # as `bits_depend_on` names their hashes
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
@@ -371,10 +370,9 @@ class RunFolder:
             except OSError:  # a file system without locks
                 pass
         if make:
-            self._lock_file.seek(0)
-            self._lock_file.truncate()
-            self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            self._lock_file.flush()
+            # Past the buffer, which on a full disk would be written again, and complain again, when the file is closed.
+            os.ftruncate(self._lock_file.fileno(), 0)
+            os.pwrite(self._lock_file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def load(self) -> dict:
         """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
@@ -415,6 +413,8 @@ class RunFolder:
         """
         content = pack_checkpoint({**state, "identity": fingerprint_of(self.identity)})
         with self._writing(f"the checkpoint of iteration {state['iteration']:,}"):
+            if self.metrics.exists():  # a checkpoint must not be ahead of its lines, not even after a power cut
+                flush_to_disk(self.metrics)
             # A copy, so that at no moment there is no checkpoint under the main name; and never of a damaged one over a good one.
             if self._checkpoint_is_good:
                 copy_atomically(self.checkpoint, self.previous)
@@ -427,10 +427,9 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            raise Fault(
-                f"--run-dir {self.path}: {what} cannot be written: {error.strerror or error}; what was saved before is whole, "
-                "and --resume continues from there"
-            ) from None
+            left = "what was saved before is whole, and --resume continues from there"
+            left = left if self._has_checkpoint() else "nothing had been saved before"
+            raise Fault(f"--run-dir {self.path}: {what} cannot be written: {error.strerror or error}; {left}") from None
 
     def _truncate_metrics(self, iteration: int) -> None:
         kept = []
@@ -441,6 +440,8 @@ class RunFolder:
             except (ValueError, KeyError, TypeError):
                 break  # the line that was being written when the run was killed
         write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+        if len(kept) != iteration + 1 and iteration > 0:
+            print(f"{self.metrics} has {len(kept)} good lines of {iteration + 1}: the others are lost", file=sys.stderr)
 
     def log(self, metrics: dict) -> None:
         """Append one line to metrics.jsonl."""
@@ -532,7 +533,8 @@ def bits_depend_on(workers: Workers, stub_file: str) -> dict:
     else:
         processor = f"CPU with {torch.backends.cpu.get_cpu_capability()}"  # which decides about the order of sums
     return {
-        **dict(zip(CODE, (_sha256_of_sources(stub)[:12], _sha256_of_sources(Path(__file__).resolve().parent)[:12]))),
+        "code of the experiment": _sha256_of_sources(stub)[:12],
+        "code of common": _sha256_of_sources(Path(__file__).resolve().parent)[:12],
         "torch": str(torch.__version__),
         "processor": processor,
     }
@@ -545,10 +547,10 @@ def _sha256_of_sources(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def source(stub_file: str, begun_with: dict | None = None) -> dict:
+def source(stub_file: str, mixed: bool = False) -> dict:
     """Which code made a result: commit, whether code differed from it, and hashes of the stub and of common.
 
-    begun_with: `bits_depend_on` of the run's first start. A run that went on with other code is made by no one commit.
+    mixed: the run went on with other code, torch or processor than it was begun with: it is made by no one commit.
     """
     stub = Path(stub_file).resolve().parent
     common = Path(__file__).resolve().parent
@@ -563,7 +565,9 @@ def source(stub_file: str, begun_with: dict | None = None) -> dict:
 
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=all", "--", str(common), f"{stub}/*.py")
-    hashes = {"stub_sha256": _sha256_of_sources(stub), "common_sha256": _sha256_of_sources(common)}
-    now = dict(zip(CODE, (digest[:12] for digest in hashes.values())))
-    went_on = any((begun_with or now)[name] != digest for name, digest in now.items())
-    return {"commit": commit, "dirty": bool(changed) or went_on if changed is not None else None, **hashes}
+    return {
+        "commit": commit,
+        "dirty": bool(changed) or mixed if changed is not None else None,
+        "stub_sha256": _sha256_of_sources(stub),
+        "common_sha256": _sha256_of_sources(common),
+    }

@@ -15,10 +15,26 @@ import select
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 GRACE_S = 8.0  # from SIGTERM or SIGUSR1 to the end of the process, at the latest
+
+
+def say(line: str) -> None:
+    """A line on stderr, from a handler or beside a main thread that hangs: never an exception where its reader is gone, never a
+    wait where its pipe is full."""
+    with suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, line.encode())
+
+
+def _command_line(pid: int) -> bytes:
+    """Of a process; empty where that cannot be told (other systems than Linux, a process that is gone)."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,6 +43,12 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__()
         self.signal = number
+
+
+def _parent() -> int:
+    """The process that started this one; 0 if init took over this rank, for torchrun was killed before the rank came here."""
+    pid = os.getppid()
+    return 0 if pid == 1 and b"torch" not in _command_line(1) else pid  # a container's first process may be torchrun
 
 
 class StopRequest:
@@ -40,7 +62,8 @@ class StopRequest:
         self._training = False
         # torchrun passes Ctrl-C on, to which a terminal may add its own: there a second one does not insist.
         self._torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        self._parent = os.getppid()
+        self._parent = _parent()
+        self._torchrun_is_gone = False
 
     @property
     def requested(self) -> bool:
@@ -72,6 +95,15 @@ class StopRequest:
         finally:
             self._training = False
 
+    def pass_on(self) -> None:
+        """Ask torchrun to stop too: with --max-restarts it would take ranks that stop for a fault, and start them again.
+
+        Not where torchrun has asked itself (it sends SIGTERM or passes Ctrl-C on), and never a process that is not torchrun.
+        """
+        asked_by_torchrun = self.signal in (signal.SIGTERM, signal.SIGINT)
+        if self._torchrun and not asked_by_torchrun and b"torch" in _command_line(os.getppid()):
+            os.kill(os.getppid(), signal.SIGTERM)
+
     def _handle(self, number: int, frame) -> None:
         insisting = number == signal.SIGINT and self.signal == signal.SIGINT and not self._torchrun
         self.signal = self.signal or number
@@ -79,7 +111,7 @@ class StopRequest:
             raise Interrupted(number)
         if number == signal.SIGINT and not self._torchrun:
             # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nstopping at the end of a tile; Ctrl-C again stops at once (--resume: from the last save)\n")
+            say("\nstopping at the end of a tile; Ctrl-C again stops at once (--resume: from the last save)\n")
 
     def _watch(self) -> None:
         """End the process when a stop takes too long; ask for one when torchrun is gone and cannot ask any more."""
@@ -92,10 +124,10 @@ class StopRequest:
                 insistent = [number for number in numbers if number in SIGNALS and number != signal.SIGINT]
                 if insistent and asked is None:
                     deadline, asked = time.monotonic() + GRACE_S, insistent[0]
-            elif self._torchrun and asked is None and os.getppid() != self._parent:
+            elif self._torchrun and asked is None and not self._torchrun_is_gone and os.getppid() != self._parent:
                 # Its ranks would go on to the end by themselves, and keep the run's folder locked.
-                os.write(2, b"torchrun is gone: stopping\n")
-                self._parent = os.getppid()
+                say("torchrun is gone: stopping\n")
+                self._torchrun_is_gone = True
                 os.kill(os.getpid(), signal.SIGTERM)
-        os.write(2, f"not stopped within {GRACE_S:g} s: leaving; --resume continues from the last save\n".encode())
+        say(f"not stopped within {GRACE_S:g} s: leaving; --resume continues from the last save\n")
         os._exit(128 + asked)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LONG, assert_same_run, flags, last_iteration, parent_of, snapshot
+from conftest import LONG, assert_same_run, flags, last_iteration, parent_of, results, snapshot
 
 from common import files
 from common.errors import BadInput, Fault
@@ -214,3 +214,32 @@ def test_looking_does_not_lock(main, reference, tmp_path):
     before = snapshot(folder)
     assert main("--preset", "smoke", "--run-dir", folder, "--evaluate") == 0
     assert snapshot(folder) == before
+
+
+# --- Other code ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_went_on_with_another_torch_says_so(main, reference, tmp_path, capsys):
+    """It may go on, but its bits are promised by nobody, and no one commit has made it."""
+    folder = Path(shutil.copytree(reference(), tmp_path / "run"))
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state["begun_with"]["torch"] = "2.0.0"
+    (folder / "checkpoint.pt").write_bytes(pack_checkpoint(state))
+    capsys.readouterr()
+    assert main(*flags(), "--run-dir", folder, "--resume") == 0
+    assert (
+        "not in the bits of an uninterrupted one: torch is '2.0.0' where this run was begun" in capsys.readouterr().err
+    )
+    dirty = results(folder)["source"]["dirty"]
+    assert dirty or dirty is None  # None: not a git repository
+    # And back again: it stays a mixed run.
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state["begun_with"]["torch"] == "2.0.0"
+
+
+def test_lines_that_a_disk_has_lost_are_told(main, reference, tmp_path, capsys):
+    folder = Path(shutil.copytree(reference(), tmp_path / "run"))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    assert main(*flags(), "--run-dir", folder, "--resume") == 0
+    assert "metrics.jsonl has 3 good lines of 5: the others are lost" in capsys.readouterr().err

@@ -75,7 +75,7 @@ RANKS = ("SIGKILL of one rank", "SIGKILL of torchrun", "SIGKILL of all", "SIGTER
          "SIGUSR1 to one rank", "while writing a checkpoint")  # fmt: skip
 # Rank 0 dies in the middle of writing a checkpoint: half of it is on the disk.
 WRITING = """from common import files
-flush, left = files._flush_to_disk, [int(os.environ["SAVES"])]
+flush, left = files.flush_to_disk, [int(os.environ["SAVES"])]
 def half(path):
     if path.name == "checkpoint.pt.tmp":
         left[0] -= 1
@@ -83,7 +83,7 @@ def half(path):
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), 9)
     flush(path)
-files._flush_to_disk = half
+files.flush_to_disk = half
 """
 
 
@@ -131,19 +131,28 @@ def test_killed_at_random_and_resumed_on_other_numbers_of_ranks(
             while last_iteration(folder) < until and process.popen.poll() is None:
                 time.sleep(0.005)
         children = children_of(process.pid) if ranks else []
-        if how != "while writing a checkpoint" and (children or not ranks):
-            kill(process, children, how, chance)
-        elif early:
-            process.popen.kill()  # there was no rank yet
+        if how != "while writing a checkpoint" or early:
+            assert process.popen.poll() is None, f"it should be alive to be killed:\n{process.end()[2]}"
+        if how == "while writing a checkpoint" and not early:
+            pass  # it kills itself
+        elif children or not ranks and how in PLAIN[:3]:
+            kill(process, children, how if how in (*RANKS[:-1], *PLAIN[:3]) else "SIGKILL of all", chance)
+        else:
+            how = "SIGKILL of torchrun" if ranks else "SIGKILL"  # there was no rank yet
+            process.popen.kill()
         asked = time.monotonic()
-        _, _, stderr = process.end()
+        code, _, stderr = process.end()
+        assert code != 0 and " error: " not in stderr.replace("raise SignalException", "")
+        assert early or not traceback_of_ours(stderr), stderr
         wait_until_gone(children)
         took = time.monotonic() - asked
         record_property(how, 1)
         reached = last_iteration(folder)
         print(f"life {life}: {ranks} rank(s), {how}, iterations {began} to {reached}, ended after {took:.1f} s")
         assert reached < CHAIN["iterations"], "the run ended before it was killed 30 times: make it longer"
-        if "SIGTERM" in how or how == "SIGKILL of torchrun":
+        if "SIGTERM" in how:
+            assert took < 10, stderr
+        if how == "SIGKILL of torchrun":  # its ranks have to notice first
             assert took < 12, stderr
     assert main(*words, "--resume") == 0
     assert_same_run(folder, reference(**CHAIN))
@@ -207,6 +216,30 @@ def test_preempted_at_the_scale_of_the_brief(torchrun, tmp_path, how, record_pro
     assert code != 0 and took < 10, stderr
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"] == last_iteration(folder) == 1
     assert "stopped after iteration 1; --resume continues" in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.promise("preemption")
+@pytest.mark.parametrize("rendezvous", ["one agent", "static", "c10d"])
+def test_one_rank_that_is_asked_stops_all_and_torchrun_does_not_start_them_again(
+    torchrun, two_agents, tmp_path, rendezvous
+):
+    """A rank that ends is a fault for torchrun, of which --max-restarts allows some: it has to be told."""
+    folder, words = tmp_path / "run", flags(**{**LONG, "iterations": 5000, "checkpoint_every": 1000})
+    words, restarts = [*words, "--run-dir", folder], ("--max-restarts=3",)
+    if rendezvous == "one agent":
+        agents = [torchrun(2, *words, options=restarts)]
+    else:
+        agents = two_agents(2, *words, rendezvous=rendezvous, options=restarts)
+    agents[0].wait_for_iteration(folder, 20)
+    ranks = [pid for agent in agents for pid in children_of(agent.pid)]
+    os.kill(ranks[-1], signal.SIGUSR1)
+    for agent in agents:
+        assert agent.end()[0] != 0
+    wait_until_gone(ranks)
+    reached = last_iteration(folder)
+    assert 20 <= reached < 5000 and not (folder / "results.json").exists()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"] == reached
 
 
 # --- A rank that hangs -----------------------------------------------------------------------------------------------

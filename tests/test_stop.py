@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import LONG, assert_same_run, flags, last_iteration, metrics, write_launcher
 
+from common import stop as stop_module
 from common.dist import Stopped, Workers
 from common.stop import GRACE_S, Interrupted, StopRequest
 
@@ -91,6 +92,18 @@ def test_tiles_that_are_not_begun_are_left_out():
         assert workers.run_tiles(evaluate, 4, 1).shape == (4, 1)  # who may not stop is not stopped
 
 
+def test_a_rank_whose_torchrun_was_gone_before_it_came_stops(monkeypatch):
+    """Killed while its ranks still imported torch: init is their parent then."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(stop_module.os, "getppid", lambda: 1)
+    monkeypatch.setattr(stop_module, "_command_line", lambda pid: b"/sbin/init")
+    with StopRequest() as stop, stop.while_training():
+        deadline = time.monotonic() + 5
+        while not stop.requested and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert stop.signal == signal.SIGTERM
+
+
 # --- The real command ------------------------------------------------------------------------------------------------
 
 
@@ -142,8 +155,12 @@ if "--resume" not in sys.argv:
     assert_same_run(folder, reference(**LONG))
 
 
-def test_a_stop_comes_though_the_main_thread_hangs(tmp_path):
-    """A library call that returns to Python only after a minute: no handler runs, but the process ends."""
+@pytest.mark.parametrize("reader", ["there", "gone", "asleep"])
+def test_a_stop_comes_though_the_main_thread_hangs(tmp_path, reader):
+    """A library call that returns to Python only after a minute: no handler runs, but the process ends.
+
+    Also where nobody reads what it says, as after Ctrl-C with `2>&1 | tee log`, or where the pipe is full.
+    """
     script = tmp_path / "hanging.py"
     script.write_text(f"""
 import ctypes, os, sys
@@ -151,6 +168,13 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from common import stop
 stop.GRACE_S = 1.0
 with stop.StopRequest() as request, request.while_training():
+    if {reader!r} == "asleep":
+        os.set_blocking(2, False)
+        try:
+            while True:
+                os.write(2, bytes(4096))
+        except BlockingIOError:
+            os.set_blocking(2, True)
     print("ready", flush=True)
     ctypes.CDLL(None).poll(None, 0, 60_000)
     while True:  # poll came back early, because of the signal: hang again
@@ -158,7 +182,9 @@ with stop.StopRequest() as request, request.while_training():
 """)
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
+    if reader == "gone":
+        process.stderr.close()
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=GRACE_S + 10)
-    assert process.returncode == 143
-    assert "not stopped within 1 s: leaving" in stderr
+    assert process.wait(timeout=GRACE_S) == 143
+    if reader == "there":
+        assert "not stopped within 1 s: leaving" in process.stderr.read()
