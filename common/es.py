@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from common.philox import Purpose, gaussian, pack_signs, signs, stream_words, unpack_signs
+from common.projection import project
 from common.rollout import GaussianAdapter, RankOneAdapter
 
 NOISES = ("gaussian", "rank1")
-SHAPINGS = ("raw", "zscore", "centered-rank")
+PERTURBED = ("both", "v")
+PROJECTIONS = ("none", "visited")
+SHAPINGS = ("raw", "zscore", "centered-rank", "sign")
 FAILURES = ("remove", "penalise")
 SIGMA_SCHEDULES = ("fixed", "cosine", "adaptive")
 CHUNKS_AT_ONCE = 2  # of pairs whose sums wait to be added
@@ -35,6 +38,7 @@ class GaussianNoise:
     seed: int
     size: int
     rank: int
+    perturbs: str = "both"  # or V alone: ε_U = 0
 
     CHUNK = 4  # pairs a task of `weighted_sum`: 4 MB at N = 2000, r = 32
 
@@ -42,6 +46,8 @@ class GaussianNoise:
         """(ε_U, ε_V), each float32 (P, N, r), for global pair ids int64 (P,)."""
         half = self.size * self.rank
         draw_PD = gaussian(self.seed, Purpose.NOISE, (pairs_P, iteration), 2 * half, pairs_P.device)
+        if self.perturbs == "v":
+            draw_PD[:, :half] = 0
         shape = (len(pairs_P), self.size, self.rank)
         return draw_PD[:, :half].reshape(shape), draw_PD[:, half:].reshape(shape)
 
@@ -71,6 +77,7 @@ class RankOneNoise:
     seed: int
     size: int
     rank: int
+    perturbs: str = "both"  # or V alone: a = 0
 
     # Pairs whose bits are made together, and a task of `weighted_sum`. A GPU is asked for few, large operations.
     CHUNK = {"cpu": 64, "cuda": 4096}
@@ -86,28 +93,42 @@ class RankOneNoise:
             draw = unpack_signs(octets[pairs_P % chunk], count)
         else:
             draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), count, pairs_P.device)
-        return draw.split((self.size, self.rank, self.size, self.rank), dim=1)
+        a_PN, b_Pr, c_PN, d_Pr = draw.split((self.size, self.rank, self.size, self.rank), dim=1)
+        return torch.zeros_like(a_PN) if self.perturbs == "v" else a_PN, b_Pr, c_PN, d_Pr
 
     def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float):
         """The members θ ± σε of these pairs, ready for a rollout tile."""
         factors = (factor.to(u_Nr.dtype) for factor in self.draw(iteration, pairs_P))
-        return RankOneAdapter(u_Nr, v_Nr, *factors, sigma)
+        return RankOneAdapter(u_Nr, v_Nr, *factors, sigma, perturbs_u=self.perturbs == "both")
+
+    def projected(self, iteration: int, pairs_P: Tensor, states_PMN: Tensor, v_Nr: Tensor) -> tuple[Tensor, ...]:
+        """The factors of `draw` without what the losses of a pair cannot know of: c projected on the states that the pair
+        visited (P, M, N), b on their Vᵀh. float32; a pair whose states are not numbers gets NaN."""
+        a_PN, b_Pr, c_PN, d_Pr = self.draw(iteration, pairs_P)
+        if self.perturbs == "both":
+            b_Pr = project(states_PMN @ v_Nr, b_Pr)
+        return a_PN, b_Pr, project(states_PMN, c_PN), d_Pr
 
     def weighted_sum(self, weights_GK: Tensor, iteration: int, map_tasks=map) -> tuple[Tensor, Tensor]:
         """Σ_i w_gi ε_i for G rows of weights at once: float32 (G, K) → (G, N, r) for U and for V, as thin products."""
 
         def partial(chunk):
             pairs_P, weights_GP = chunk
-            a_PN, b_Pr, c_PN, d_Pr = self.draw(iteration, pairs_P)
-
-            def weighted(long_PN: Tensor, short_Pr: Tensor) -> Tensor:
-                right_PGr = weights_GP.T[:, :, None] * short_Pr[:, None]
-                return (long_PN.T @ right_PGr.flatten(1)).unflatten(1, right_PGr.shape[1:]).transpose(0, 1)
-
-            return weighted(a_PN, b_Pr), weighted(c_PN, d_Pr)
+            return weighted_outer(weights_GP, self.draw(iteration, pairs_P))
 
         chunk = self.CHUNK[weights_GK.device.type]
         return _sum_chunks(partial, weights_GK, chunk, (self.size, self.rank), map_tasks)
+
+
+def weighted_outer(weights_GP: Tensor, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Σ_p w_gp a_p b_pᵀ and Σ_p w_gp c_p d_pᵀ, each (G, N, r), for the factors a, b, c, d of P pairs."""
+    a_PN, b_Pr, c_PN, d_Pr = factors
+
+    def weighted(long_PN: Tensor, short_Pr: Tensor) -> Tensor:
+        right_PGr = weights_GP.T[:, :, None] * short_Pr[:, None]
+        return (long_PN.T @ right_PGr.flatten(1)).unflatten(1, right_PGr.shape[1:]).transpose(0, 1)
+
+    return weighted(a_PN, b_Pr), weighted(c_PN, d_Pr)
 
 
 @lru_cache(maxsize=8)
@@ -133,8 +154,8 @@ def _sum_chunks(partial, weights_GK: Tensor, chunk: int, shape: tuple[int, int],
     return sum_u_GNr, sum_v_GNr
 
 
-def make_noise(kind: str, seed: int, size: int, rank: int) -> GaussianNoise | RankOneNoise:
-    return {"gaussian": GaussianNoise, "rank1": RankOneNoise}[kind](seed, size, rank)
+def make_noise(kind: str, seed: int, size: int, rank: int, perturbs: str = "both") -> GaussianNoise | RankOneNoise:
+    return {"gaussian": GaussianNoise, "rank1": RankOneNoise}[kind](seed, size, rank, perturbs)
 
 
 # --- Fitness shaping -------------------------------------------------------------------------------------------------
@@ -178,6 +199,8 @@ def pair_weights(
 
     failure "remove": a pair with a failed member (failed_K2) leaves the update. "penalise": a failed member gets
     `failure_loss`, as in the brief, and takes part. Measured losses are clipped at `loss_clip` before shaping.
+    shaping: of `shape_fitness`, or "sign": the sign of each pair's difference, which counts all pairs alike. Where pairs have
+    sequences of their own, the losses of some differ a hundred times as much as those of others.
     """
     losses_K2 = losses_K2.clamp(max=loss_clip)
     if failure == "penalise":
@@ -187,9 +210,12 @@ def pair_weights(
         surviving_K = ~failed_K2.any(dim=1)
     difference_K = torch.zeros(len(losses_K2), dtype=torch.float64)
     if surviving_K.any():
-        survivors_M = losses_K2[surviving_K].flatten()
-        utilities_P2 = shape_fitness(survivors_M, shaping).unflatten(0, (-1, 2))
-        difference_K[surviving_K] = utilities_P2[:, 0] - utilities_P2[:, 1]
+        survivors_P2 = losses_K2[surviving_K]
+        if shaping == "sign":
+            difference_K[surviving_K] = (survivors_P2[:, 0] - survivors_P2[:, 1]).sign()
+        else:
+            utilities_P2 = shape_fitness(survivors_P2.flatten(), shaping).unflatten(0, (-1, 2))
+            difference_K[surviving_K] = utilities_P2[:, 0] - utilities_P2[:, 1]
     return PairWeights(difference_K, surviving_K)
 
 
@@ -213,11 +239,22 @@ def estimate_gradient(noise, weights: PairWeights, iteration: int, sigma: float,
 
     Raises ZeroDivisionError if no pair survived: the caller has to skip the update.
     """
+    return estimate_of(*noise.weighted_sum(half_weights(weights, sigma, device), iteration, map_tasks))
+
+
+def half_weights(weights: PairWeights, sigma: float, device) -> Tensor:
+    """What each pair's noise is multiplied by in the sum of the even and of the odd pairs: float32 (2, K).
+
+    Raises ZeroDivisionError if no pair survived.
+    """
     surviving = int(weights.surviving_K.sum())
     scaled_K = weights.difference_K / (2 * surviving * sigma)
     even_K = torch.arange(len(scaled_K)) % 2 == 0
-    halves_GK = torch.stack((scaled_K * even_K, scaled_K * ~even_K)).to(device, torch.float32)
-    sum_u_GNr, sum_v_GNr = noise.weighted_sum(halves_GK, iteration, map_tasks)
+    return torch.stack((scaled_K * even_K, scaled_K * ~even_K)).to(device, torch.float32)
+
+
+def estimate_of(sum_u_GNr: Tensor, sum_v_GNr: Tensor) -> Estimate:
+    """ĝ from the weighted sums of the even and of the odd pairs, each (2, N, r)."""
     halves_GD = torch.cat((sum_u_GNr.flatten(1), sum_v_GNr.flatten(1)), dim=1).to(torch.float64)
     (even_even, even_odd), (_, odd_odd) = (halves_GD @ halves_GD.T).tolist()
     norms = math.sqrt(even_even * odd_odd)

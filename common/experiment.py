@@ -133,9 +133,14 @@ class Training:
     def control(self) -> Callable[[Tensor], Tensor] | None:
         """States of the control beside the trained core: an adapter of the same size and singular values whose directions
         mean nothing, U with its rows in random order. None where there is no adapter to shuffle."""
+        return self.shuffled("u")
+
+    def shuffled(self, factor: str) -> Callable[[Tensor], Tensor]:
+        """States with the rows of one factor, "u" or "v", in random order. It should be one that was trained: to shuffle what was
+        drawn at random is to draw it again."""
         order_N = permutation(self.config.seed, Purpose.CONTROL, len(self.u_Nr)).to(self.workers.device)
-        u_Nr = self.u_Nr[order_N]
-        return lambda input_TEB: self.rollout.states(u_Nr, self.v_Nr, self.rollout.drive(input_TEB))
+        u_Nr, v_Nr = (self.u_Nr[order_N], self.v_Nr) if factor == "u" else (self.u_Nr, self.v_Nr[order_N])
+        return lambda input_TEB: self.rollout.states(u_Nr, v_Nr, self.rollout.drive(input_TEB))
 
     def progress(self, metrics: dict) -> str:
         """The changing part of the progress line."""

@@ -66,7 +66,8 @@ def figure_data(training, test: Score, trivial: dict[str, Score]) -> dict[str, n
     change_NN = u_Nr @ v_Nr.T
 
     def embedding(z_TES: Tensor) -> np.ndarray:
-        return z_TES.permute(2, 0, 1).cpu().numpy().astype(np.float16)
+        with np.errstate(over="ignore"):  # predictions of a run that diverged
+            return z_TES.permute(2, 0, 1).cpu().numpy().astype(np.float16)
 
     def singular_values(u_Nr: Tensor, v_Nr: Tensor) -> np.ndarray:
         if not (u_Nr.isfinite().all() and v_Nr.isfinite().all()):

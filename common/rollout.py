@@ -125,9 +125,11 @@ class RankOneAdapter:
 
     inputs = ("left_NA", "right_AN", "b_Pr", "d_rP", "sigma")
 
-    def __init__(self, u_Nr, v_Nr, a_PN, b_Pr, c_PN, d_Pr, sigma: float):
+    def __init__(self, u_Nr, v_Nr, a_PN, b_Pr, c_PN, d_Pr, sigma: float, perturbs_u: bool = True):
+        """perturbs_u: where it is False, a = 0, and the way back is through U alone."""
         self.rank, self.sigma, self.sigma_value = u_Nr.shape[1], u_Nr.new_full((), sigma), sigma
-        self.left_NA = torch.cat((u_Nr, a_PN.T), dim=1)
+        self.perturbs_u = perturbs_u
+        self.left_NA = torch.cat((u_Nr, a_PN.T), dim=1) if perturbs_u else u_Nr
         self.right_AN = torch.cat((v_Nr.T, c_PN))
         self.b_Pr, self.d_rP = b_Pr.contiguous(), d_Pr.T.contiguous()
 
@@ -146,6 +148,8 @@ class RankOneAdapter:
         torch.mm(self.right_AN, h_NC, out=self.w_AC)
         self.own_PC.mul_(self.scale_PC)
         self.p_rC.addmm_(self.d_rP, self.own_PC)
+        if not self.perturbs_u:
+            return self.p_rC
         torch.mm(self.b_Pr, self.p_rC, out=self.own_PC)
         self.own_PC.mul_(self.scale_PC)
         return self.w_AC
@@ -156,7 +160,8 @@ class RankOneAdapter:
 
     def factors(self) -> tuple[Tensor, ...]:
         """U, V, a, b, c, d as they were given."""
-        u_Nr, a_NP = self.left_NA.split((self.rank, len(self.b_Pr)), dim=1)
+        u_Nr = self.left_NA[:, : self.rank]
+        a_NP = self.left_NA[:, self.rank :] if self.perturbs_u else u_Nr.new_zeros(len(u_Nr), len(self.b_Pr))
         v_rN, c_PN = self.right_AN.split((self.rank, len(self.b_Pr)))
         return u_Nr, v_rN.T, a_NP.T, self.b_Pr, c_PN, self.d_rP.T
 

@@ -22,6 +22,7 @@ import contextlib
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ from common.errors import BadInput, run_main
 from common.laws import expected_cosine
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
+from common.projection import VisitedStates
 from common.rollout import KERNELS, Rollout, pairs_per_tile, require_kernel
 from common.run import RunSettings, setting
 
@@ -48,13 +50,24 @@ class Config(ProblemSettings, RunSettings):
 
     # The adapter
     rank: int = setting(32, "r, columns of U and V", least=1)
-    adapter_start: str = setting("zero-u", "U = 0 and V ~ N(0, 1/N), or two small factors", choices=("zero-u", "small"))
+    adapter_start: str = setting(
+        "zero-u",
+        "U = 0 and V ~ N(0, 1/N); two small factors; or U ~ N(0, --u-scale²/N) and V = 0",
+        choices=("zero-u", "small", "zero-v"),
+    )
+    u_scale: float = setting(1.5, "length of U's columns at --adapter-start zero-v", above=0, most=1e6)
     # Evolution strategies
     iterations: int = setting(2000, "ES iterations", least=1, most=10**9)
     population_pairs: int = setting(32, "K, antithetic pairs an iteration", least=1, most=10**8)
     batch_size: int = setting(32, "sequences of a minibatch", least=1, most=4096)
     own_data: bool = setting(False, "give each pair sequences of its own instead of one shared minibatch")
     noise: str = setting("gaussian", "full Gaussian noise, or ±1 outer products", choices=es.NOISES)
+    perturbs: str = setting(
+        "both", "what the noise is added to, and ES trains: U and V, or V alone", choices=es.PERTURBED
+    )
+    noise_projection: str = setting(
+        "none", "visited: leave out of the estimate what of a pair's noise met no state", choices=es.PROJECTIONS
+    )
     sigma: float = setting(0.01, "σ, size of the noise", above=0, most=1000)
     sigma_schedule: str = setting("fixed", "fixed, a cosine to --sigma-end, or adapted", choices=es.SIGMA_SCHEDULES)
     sigma_end: float = setting(0.002, "σ at the end of a cosine schedule", above=0, most=1000)
@@ -75,9 +88,12 @@ class Config(ProblemSettings, RunSettings):
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
 
 
+# V alone, U random; each pair on a sequence of its own, its noise projected on the states that it visited; of each pair only
+# which of its members was better.
 LAPTOP = dict(
-    iterations=150, population_pairs=64, batch_size=32, noise="rank1", fitness_shaping="centered-rank", learning_rate=1e-4,
-    evaluate_every=10, decoder_batch_size=8, decoder_warmup=6000, decoder_steps=16, decoder_learning_rate=1e-2,
+    iterations=600, population_pairs=256, batch_size=1, own_data=True, noise="rank1", perturbs="v", adapter_start="zero-v",
+    u_scale=3.0, noise_projection="visited", fitness_shaping="sign", sigma=0.011, learning_rate=1e-3, evaluate_every=20,
+    decoder_batch_size=8, decoder_warmup=6000, decoder_steps=4, decoder_learning_rate=1e-2,
 )  # fmt: skip
 # Of presets that other experiments have too, the decoder's training is that of the floor (reservoir-readout-only): as many
 # steps on minibatches of the same size, at the same rates.
@@ -102,6 +118,8 @@ PRESETS = {
         train_sequences=1_000_000, evaluate_every=20, learning_rate=3e-4,
         decoder_batch_size=256, decoder_warmup=4000, decoder_steps=8, decoder_learning_rate=6e-3,
     ),
+    # The laptop's budget with all of the noise in the estimate: what the projection is worth.
+    "plain-noise": {**LAPTOP, "noise_projection": "none"},
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
 }  # fmt: skip
@@ -112,6 +130,12 @@ def parse_arguments(argv: list[str] | None):
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     if config.rank > config.hidden_size:
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
+    if config.noise_projection == "visited" and config.noise != "rank1":
+        raise BadInput(f"--noise-projection visited needs --noise rank1, not {config.noise}")
+    if config.perturbs == "v" and config.adapter_start == "zero-u":
+        raise BadInput(
+            "--perturbs v leaves U as it starts; at --adapter-start zero-u that is 0: choose zero-v or small"
+        )
     require_kernel(config.kernel, choose_device(config.device).type, config.dtype, config.hidden_size)
     return config, options
 
@@ -127,6 +151,8 @@ def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
     unit = 1 / math.sqrt(config.hidden_size)
     if config.adapter_start == "zero-u":
         return torch.zeros(shape), v_Nr * unit
+    if config.adapter_start == "zero-v":
+        return u_Nr * (config.u_scale * unit), torch.zeros(shape)
     return u_Nr * (0.2 * unit), v_Nr * (0.2 * unit)  # |UVᵀ| ≈ 0.04 in the spectral norm, against 1.6 of W0
 
 
@@ -159,10 +185,11 @@ class Training(experiment.Training):
             self.optimizer = torch.optim.SGD(
                 [self.u_Nr, self.v_Nr], lr=config.learning_rate, momentum=config.momentum, foreach=False
             )
-        self.noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank)
+        self.noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank, config.perturbs)
         self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
         self.tile_pairs = tile_pairs(config, workers)
         self.warmed_up = 0  # decoder steps taken before the first iteration
+        self.factors: dict[int, tuple[Tensor, ...]] = {}  # of this iteration's noise, projected, by tile of this rank
 
     @staticmethod
     def derived(config: Config, workers: Workers) -> dict:
@@ -248,9 +275,18 @@ class Training(experiment.Training):
             pairs_P = torch.arange(tile * pairs, (tile + 1) * pairs)  # past the population in the last tile: padding
             adapter = self.noise.adapter(u_Nr, v_Nr, iteration, pairs_P.to(device), sigma)
             drive_TNDSB, target_TEDSB = shared if shared else load(self.OWN + pairs_P)
-            result = self.rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, columns)
+            visited = None
+            if config.noise_projection == "visited":
+                visited = VisitedStates(config.sequence_length, config.hidden_size, columns, u_Nr.dtype, device)
+            result = self.rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, columns, watch=visited)
             loss_P2 = result.error_TC.sum(dim=0).view(columns).mean(dim=2) / per_member
             failed_P2 = result.failed_C.view(columns).any(dim=2)
+            if visited is not None:
+                states_PMN = visited.of_pairs().to(torch.float32)
+                factors = self.noise.projected(iteration, pairs_P.to(device), states_PMN, self.v_Nr)
+                failed_P2 |= ~torch.stack([x_PX.isfinite().all(dim=1) for x_PX in factors]).all(dim=0)[:, None]
+                # A pair that has failed is not part of the sum, and not a number times zero is not one.
+                self.factors[tile] = tuple(x_PX.masked_fill(failed_P2.any(dim=1)[:, None], 0) for x_PX in factors)
             return torch.cat((loss_P2.flatten(), failed_P2.flatten().to(torch.float64)))
 
         tiles = -(-config.population_pairs // pairs)
@@ -285,9 +321,7 @@ class Training(experiment.Training):
         if failed_K2.all():  # there is no estimate: θ stays, and the next noise is smaller
             self.sigma.all_failed()
         elif weights.surviving_K.any():
-            estimate = es.estimate_gradient(
-                self.noise, weights, iteration, sigma, self.workers.device, self.workers.map
-            )
+            estimate = self._estimate(weights, iteration, sigma)
             norm, half_cosine = estimate.norm, estimate.half_cosine
             update_ratio = self._step_adapter(estimate, rate)
         failed_share = float(failed_K2.to(torch.float64).mean())
@@ -314,6 +348,23 @@ class Training(experiment.Training):
             "wallclock_s": self.seconds,
         }
 
+    def _estimate(self, weights: es.PairWeights, iteration: int, sigma: float) -> es.Estimate:
+        """ĝ: from noise that every rank draws again; or, projected, from what each tile keeps, added up in their order."""
+        device, pairs = self.workers.device, self.tile_pairs
+        if self.config.noise_projection == "none":
+            return es.estimate_gradient(self.noise, weights, iteration, sigma, device, self.workers.map)
+        weights_GK = es.half_weights(weights, sigma, device)
+        tiles = -(-weights_GK.shape[1] // pairs)
+        weights_GK = torch.nn.functional.pad(weights_GK, (0, tiles * pairs - weights_GK.shape[1]))
+
+        def partial(tile: int) -> Tensor:
+            weights_GP = weights_GK[:, tile * pairs : (tile + 1) * pairs]
+            return torch.stack(es.weighted_outer(weights_GP, self.factors[tile])).flatten()
+
+        total = self.workers.sum_tiles(partial, tiles, 4 * self.u_Nr.numel())
+        self.factors.clear()
+        return es.estimate_of(*total.view(2, 2, *self.u_Nr.shape))
+
     def _step_adapter(self, estimate: es.Estimate, rate: float) -> float:
         """Step θ along −ĝ; returns |Δθ| / |θ|."""
         before = (self.u_Nr.clone(), self.v_Nr.clone())
@@ -334,6 +385,9 @@ class Training(experiment.Training):
             f"exploded {metrics['exploded_fraction']:.0%}, {metrics['rollouts_per_s']:,.0f} rollouts/s"
         )
 
+    def control(self) -> Callable[[Tensor], Tensor]:
+        return self.shuffled("v" if self.config.perturbs == "v" else "u")
+
     def state_dict(self) -> dict:
         own = {"warmed_up": self.warmed_up, "optimizer": self.optimizer.state_dict(), "sigma": self.sigma.state_dict()}
         return {**super().state_dict(), **own}
@@ -349,7 +403,7 @@ class Training(experiment.Training):
         """What a run will cost, from one tile of the population timed here on made-up input."""
         dtype = getattr(torch, config.dtype)
         rollout = Rollout(problem.reservoir(), config.leak, config.guard, workers.device, dtype, config.kernel)
-        noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank)
+        noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank, config.perturbs)
         pairs, batch, steps = tile_pairs(config, workers), config.batch_size, config.sequence_length
         u_Nr, v_Nr = (factor.to(workers.device, rollout.dtype) for factor in start_adapter(config))
         depth = pairs if config.own_data else 1

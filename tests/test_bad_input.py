@@ -30,6 +30,8 @@ from common.errors import run_main
 from common.problem import Embeddings
 from common.run import load_checkpoint, pack_checkpoint
 
+pytestmark = pytest.mark.promise("bad input")
+
 ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "reservoir-readout-only"
 # The data of conftest's SMALL, which are encoded once for all.
 PROBLEM = """--preset smoke --device cpu --hidden-size 24 --in-degree 4 --sequence-length 3 --train-sequences 64
@@ -312,6 +314,8 @@ FLAGS = [
     Row("a GRU and parts of the reservoir", BPTT, "--core gru --trains v", ["--trains v", "--core gru"]),
     Row("gradients in double precision", BPTT, "--dtype float64", ["--dtype float64"]),
     Row("half precision on a CPU", READOUT, "--dtype float16", ["--dtype float16", "CUDA"]),
+    Row("projected Gaussian noise", ES, "--noise-projection visited --noise gaussian", ["--noise-projection", "rank1"]),
+    Row("noise of V where U is zero", ES, "--perturbs v", ["--perturbs v", "zero-v"]),
     Row("a GPU's kernel on a CPU", ES, "--kernel fused", ["--kernel fused", "CUDA"]),
     Row("NCCL on a CPU", BPTT, "--backend nccl", ["--backend nccl", "gloo"]),
     Row("a GPU that is not there", READOUT, "--device cuda", ["--device cuda", "choose cpu"], needs="no CUDA"),

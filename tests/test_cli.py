@@ -27,6 +27,8 @@ from common.errors import BadInput, Fault, run_main
 from common.run import RunFolder, load_checkpoint
 from common.stop import Interrupted
 
+pytestmark = pytest.mark.promise("bad input")
+
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
@@ -61,7 +63,7 @@ def nothing_written(tmp_path, monkeypatch):
 POSITIVE_INTEGERS = """hidden-size rank in-degree population-pairs batch-size sequence-length iterations train-sequences
     validation-sequences test-sequences decoder-steps decoder-batch-size checkpoint-every evaluate-every""".split()
 INTEGERS_FROM_ZERO = "seed data-seed encoder-seed reservoir-seed threads decoder-warmup patience".split()
-POSITIVE_NUMBERS = """sigma sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
+POSITIVE_NUMBERS = """sigma u-scale sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
     failure-loss rank-timeout""".split()
 NO_INTEGER = ("x", "", "1.5", "1e3", "nan", "inf", "-inf", "-1", "-3.5", "-1e3")
 NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")

@@ -235,6 +235,20 @@ def test_zscore_and_raw():
     assert es.shape_fitness(torch.ones(4, dtype=torch.float64), "zscore").tolist() == [0, 0, 0, 0]
 
 
+def test_sign_counts_every_pair_alike():
+    losses = torch.tensor([[0.1, 0.2], [90.0, 10.0], [0.5, 0.5], [3.0, 3.1]], dtype=torch.float64)
+    assert es.pair_weights(losses, no_failures(4), "sign").difference_K.tolist() == [-1, 1, 0, -1]
+
+
+@pytest.mark.parametrize("kind", es.NOISES)
+def test_noise_of_v_alone_is_that_of_both_without_that_of_u(kind):
+    both, alone = es.make_noise(kind, 5, N, R), es.make_noise(kind, 5, N, R, "v")
+    weights = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
+    u_both, v_both = both.weighted_sum(weights, 3)
+    u_alone, v_alone = alone.weighted_sum(weights, 3)
+    assert torch.equal(v_alone, v_both) and not u_alone.any() and u_both.any()
+
+
 @pytest.mark.parametrize("shaping", es.SHAPINGS)
 def test_equal_losses_move_nothing(shaping):
     losses = torch.full((5, 2), 0.7, dtype=torch.float64)

@@ -26,6 +26,8 @@ from common.encoder import Encoder
 from common.errors import BadInput, Fault
 from common.results import read_result
 
+pytestmark = pytest.mark.promise("bad input")
+
 ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "reservoir-readout-only"
 SLUGS = st.sampled_from([ES, BPTT, READOUT])
 EXAMPLES = pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])

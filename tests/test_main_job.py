@@ -98,6 +98,63 @@ def test_when_all_members_fail_theta_stays_and_the_run_goes_on(main, stub, tmp_p
     assert frozen["theta_sha256"] == results["theta_sha256"]  # equal losses: no direction
 
 
+@pytest.mark.parametrize("perturbs", es.PERTURBED)
+def test_projected_noise_has_the_expectation_of_autograd_and_less_variance(training_of, perturbs):
+    """Pairs on sequences of their own: the mean over many estimates is the gradient of the mean loss, with the noise whole or
+    projected; and a single projected estimate is much nearer to it."""
+    changes = dict(
+        own_data=True, batch_size=1, hidden_size=64, sequence_length=4, population_pairs=400, fitness_shaping="raw", sigma=1e-3,
+        adapter_start="small", dtype="float64", noise="rank1", perturbs=perturbs,
+    )  # fmt: skip
+    angles = {}
+    for projection in es.PROJECTIONS:
+        training, problem = training_of(**changes, noise_projection=projection)
+        factors = [x.double().clone().requires_grad_() for x in (training.u_Nr, training.v_Nr)]
+        weight, bias = training.decoder.frozen_copy()
+        reservoir = problem.reservoir().to("cpu", torch.float64)
+        gradient, estimates = 0, []
+        for iteration in range(1, 9):
+            inputs, targets = training.minibatch(iteration, training.OWN + torch.arange(400), 1)
+            states = rollout_reference(reservoir, *factors, problem.leak, inputs.double().permute(0, 2, 1))
+            errors = states @ weight.double().T + bias.double() - targets.double().permute(0, 2, 1)
+            both = torch.autograd.grad(errors.square().mean(), factors)
+            gradient = gradient + torch.cat([g.flatten() * (perturbs == "both" or i == 1) for i, g in enumerate(both)])
+            losses, failed = training._evaluate_population(iteration, 1e-3, (weight, bias))
+            weights = es.pair_weights(losses, failed, "raw")
+            got = training._estimate(weights, iteration, 1e-3)
+            estimates.append(torch.cat((got.grad_u_Nr.flatten(), got.grad_v_Nr.flatten())).double())
+            if perturbs == "v":
+                assert not got.grad_u_Nr.any()
+        mean, gradient = torch.stack(estimates).mean(0), gradient / 8
+        angles[projection] = [float(x @ gradient / x.norm() / gradient.norm()) for x in (mean, estimates[0])]
+        assert float(mean @ gradient / gradient.norm() ** 2) == pytest.approx(1, abs=0.2), "the length along it"
+    assert angles["visited"][0] > 0.9 and angles["visited"][0] > angles["none"][0]
+    # By the law √(D / D_eff): 2·64·2 against 64·2 + 3·2 dimensions, or 128 against 6; less where little noise is left.
+    assert angles["visited"][1] > {"both": 1.25, "v": 1.5}[perturbs] * angles["none"][1]
+
+
+def test_a_failed_pair_leaves_the_projected_estimate(training_of):
+    """As a plain loop over the surviving pairs has it."""
+    training, _ = training_of(
+        own_data=True, batch_size=1, noise_projection="visited", fitness_shaping="sign", guard=0.3
+    )
+    with torch.no_grad():
+        training.u_Nr.normal_(generator=torch.Generator().manual_seed(1))  # large: some states leave the guard
+    losses, failed = training._evaluate_population(1, 0.3, training.decoder.frozen_copy())
+    weights = es.pair_weights(losses, failed, "sign")
+    assert 0 < weights.surviving_K.sum() < len(losses)
+    factors = [
+        torch.cat(parts)[: len(losses)] for parts in zip(*(training.factors[t] for t in sorted(training.factors)))
+    ]
+    expected = sum(
+        float(weights.difference_K[i]) * torch.outer(factors[2][i], factors[3][i])
+        for i in range(len(losses)) if weights.surviving_K[i]
+    ) / (2 * int(weights.surviving_K.sum()) * 0.3)  # fmt: skip
+    got = training._estimate(weights, 1, 0.3)
+    assert torch.allclose(got.grad_v_Nr, expected, rtol=1e-4, atol=1e-6)
+    assert not training.factors  # nothing is kept longer than it is needed
+
+
 def test_rollouts_are_those_of_the_members_and_of_the_decoder(main, tmp_path):
     results, lines = run(main, tmp_path / "run", decoder_batch_size=5, decoder_steps=3)
     warm_up, iteration = 10 * 5, 2 * 9 * 8 + 3 * 5  # 10 steps; 9 pairs × 8 sequences, 3 steps

@@ -13,6 +13,7 @@ from common.rollout import (
     LEAST_COLUMNS,
     MOST_COLUMNS,
     MOST_PAIRS,
+    RankOneAdapter,
     Rollout,
     SharedAdapter,
     columns_per_tile,
@@ -276,3 +277,24 @@ def test_what_float16_does_to_losses_and_to_the_estimate():
         flat = torch.cat((estimate.grad_u_Nr.flatten(), estimate.grad_v_Nr.flatten())).double()
         cosines.append(float(torch.nn.functional.cosine_similarity(flat, gradient, dim=0)))
     assert cosines[0] > 0.2 and abs(cosines[1] / cosines[0] - 1) < 0.01, cosines
+
+
+def test_rank_one_noise_of_v_alone_needs_no_way_back_of_its_own():
+    """perturbs_u=False leaves the corrections with a out: the same numbers as with a = 0."""
+    generator = torch.Generator().manual_seed(4)
+    size, rank, pairs, columns = 30, 3, 4, (4, 2, 2)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    factors = (draw(size, rank), draw(size, rank), torch.zeros(pairs, size, dtype=torch.float64), draw(pairs, rank),
+               draw(pairs, size), draw(pairs, rank))  # fmt: skip
+    h_NC, made = draw(size, 16), []
+    for perturbs_u in (True, False):
+        adapter = RankOneAdapter(*factors, 0.1, perturbs_u=perturbs_u)
+        adapter.prepare(columns)
+        x_NC = torch.zeros(size, 16, dtype=torch.float64)
+        adapter.add_to(x_NC, h_NC)
+        made.append(x_NC)
+        assert all(torch.equal(given, kept) for given, kept in zip(factors, adapter.factors()))
+    assert torch.allclose(*made, rtol=1e-12)

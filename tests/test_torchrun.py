@@ -54,6 +54,15 @@ def test_started_plain_stopped_and_resumed_on_three_ranks(command, torchrun, ref
     assert results(folder)["environment"]["world_size"] == 3
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
+def test_projected_noise_is_added_up_in_the_order_of_the_tiles(torchrun, reference, tmp_path, ranks):
+    """Its estimate is made of what each tile keeps, and not drawn again by every rank."""
+    changes = {"noise_projection": "visited", "own_data": True, "batch_size": 1, "fitness_shaping": "sign"}
+    code, _, stderr = torchrun(ranks, *flags(**changes), "--run-dir", tmp_path / "run").end()
+    assert code == 0, stderr
+    assert_same_run(tmp_path / "run", reference(**changes))
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(
     ("noise", "own_data"),
