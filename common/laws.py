@@ -6,6 +6,7 @@ curvature of the loss within σ lower the cosine a little.
 """
 
 import math
+from collections.abc import Mapping
 
 
 def expected_cosine(pairs: float, dimensions: int, batch_noise: float = 1.0, own_data: bool = False) -> float:
@@ -17,6 +18,20 @@ def expected_cosine(pairs: float, dimensions: int, batch_noise: float = 1.0, own
     if own_data:
         return math.sqrt(pairs / (pairs + dimensions * batch_noise))
     return math.sqrt(pairs / (batch_noise * (pairs + dimensions)))
+
+
+def perturbed_dimensions(config: Mapping) -> tuple[int, int]:
+    """D of the noise of a configuration, and how many of them a pair's losses can know of: what the law has to count where the
+    rest is left out of the estimate (`noise_projection` "visited"). Both are the same without a projection.
+
+    E_V acts through E_Vᵀ h_t only, for the (T − 1)·B states that a pair carries on, and E_U on their Vᵀh alone.
+    """
+    size, rank, both = config["hidden_size"], config["rank"], config.get("perturbs", "both") == "both"
+    visited = (config["sequence_length"] - 1) * config["batch_size"]
+    every = size * rank * (2 if both else 1)
+    if config.get("noise_projection", "none") == "none":
+        return every, every
+    return every, rank * min(size, visited) + (size * min(rank, visited) if both else 0)
 
 
 def half_population_cosine(pairs: int, dimensions: int) -> float:

@@ -20,6 +20,7 @@ each forms the same update from regenerated noise, so that any number of ranks e
 
 import contextlib
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from common.decoder import SCHEDULES, DecoderTraining, scheduled
 from common.dist import Stopped, Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
-from common.laws import expected_cosine
+from common.laws import expected_cosine, perturbed_dimensions
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.projection import VisitedStates
@@ -429,7 +430,7 @@ class Training(experiment.Training):
             "θ, its gradient and Adam's moments": 4 * 2 * config.hidden_size * config.rank * 4 / 1e6,
             "encoded sequences (on disk on a CPU)": sequences * (steps + 1) * EMBEDDING * 4 / 1e6,
         }
-        dimensions = 2 * config.hidden_size * config.rank
+        _, dimensions = perturbed_dimensions(dataclasses.asdict(config))
         law = expected_cosine(config.population_pairs, dimensions)
         return [
             f"{config.population_pairs:,} pairs in {dimensions:,} dimensions: cosine of at most {law:.3f} to the gradient, by the law",

@@ -45,7 +45,7 @@ from common.figures import (
     seriation,
     style,
 )
-from common.laws import half_population_cosine
+from common.laws import half_population_cosine, perturbed_dimensions
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
@@ -460,17 +460,21 @@ def hidden_activity(run: SavedRun) -> Figure:
 def gradient_quality(run: SavedRun) -> Figure:
     """|ĝ|, the half-population cosine with its law and noise band, and |Δθ|/|θ| against iteration."""
     config = run.config
-    parameters = 2 * config["hidden_size"] * config["rank"]
+    parameters, seen = perturbed_dimensions(config)
     pairs = config["population_pairs"]
-    expected = half_population_cosine(pairs, parameters)
+    expected = half_population_cosine(pairs, seen)
+    bound = config.get("own_data", False)  # the noise of the batch then comes on top
     iteration, cosine = run.column("half_cosine")
     window = odd_window(len(cosine), 0.2)
     noise = 1 / math.sqrt(parameters)
     count = max(len(cosine), 1)
     mean = f"{cosine.mean():.4f} ± {noise / math.sqrt(count):.4f}".replace("-", "−") if len(cosine) else "not recorded"
-    title = f"Cosine between the gradients of half-populations: {mean}, expected {expected:.4f}"
+    title = (
+        f"Cosine between the gradients of half-populations: {mean}, {'at most' if bound else 'expected'} {expected:.4f}"
+    )
+    known = f", of which a pair's losses know {seen:,}" if seen < parameters else ""
     figure = headed_figure(
-        10.5, 8.6, title, f"D = 2Nr = {parameters:,} ES parameters · {describe(run.results)}", legend_rows=2
+        10.5, 8.6, title, f"{parameters:,} dimensions of noise{known} · {describe(run.results)}", legend_rows=2
     )
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.9, 1])
 
@@ -486,11 +490,12 @@ def gradient_quality(run: SavedRun) -> Figure:
     middle.plot(iteration, running_mean(cosine, window), color=VERMILION, lw=2)
     middle.set_title("Agreement of the two halves of the population", fontsize=11)
     middle.set_ylabel("cosine")
-    low, high = robust_limits(np.append(cosine, [-1.6 * noise, 1.6 * noise, expected * 1.08]), share=1.0)
+    marks = [-1.6 * noise, 1.6 * noise] + ([] if bound else [expected * 1.08])  # a bound may lie far above
+    low, high = robust_limits(np.append(cosine, marks), share=1.0)
     middle.set_ylim(low, high)
     _size_panel(bottom, *run.column("update_ratio"), GREEN, "Size of the step relative to the parameters", "|Δθ| / |θ|")
     bottom.set(xlabel="ES iteration", xlim=(0, run.history["iteration"][-1]))
-    law = "upper bound (own data adds batch noise)" if config.get("own_data") else "law"
+    law = "upper bound (own data adds batch noise)" if bound else "law"
     handles = [
         Line2D([], [], color=VERMILION, ls="none", marker=".", ms=8, alpha=0.7, label="one iteration"),
         Line2D([], [], color=VERMILION, lw=2, label=f"mean of {window} values"),

@@ -355,3 +355,19 @@ def test_rank_one_noise_is_addressed_by_the_pair_whatever_is_drawn_beside_it(ids
     drawn = torch.cat(noise.draw(4, torch.tensor(ids)), dim=1)
     for row, pair in zip(drawn, ids):
         assert torch.equal(row, philox.signs(11, philox.Purpose.NOISE, (pair, 4), count)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (128_000, 128_000)),
+        ({"perturbs": "v"}, (64_000, 64_000)),
+        ({"perturbs": "v", "noise_projection": "visited"}, (64_000, 19 * 32)),
+        ({"noise_projection": "visited"}, (128_000, 2000 * 19 + 19 * 32)),
+        ({"noise_projection": "visited", "batch_size": 200}, (128_000, 128_000)),  # it visits everything
+    ],
+)
+def test_the_dimensions_that_the_laws_count(changes, expected):
+    """The brief's problem, a sequence a pair."""
+    config = {"hidden_size": 2000, "rank": 32, "sequence_length": 20, "batch_size": 1, **changes}
+    assert laws.perturbed_dimensions(config) == expected
