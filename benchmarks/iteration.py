@@ -6,10 +6,10 @@ The experiment's own training (moving-mnist-es-reservoir), at the sizes of its p
 where it stands. Threads work side by side, so seconds are those of threads; a share is that of all of them together.
 
     data       minibatches of population and decoder: embeddings read (CPU), held or made (GPU), and Win z + b formed
-    noise      drawn and made into the adapters of the tiles
+    noise      drawn, made into the adapters of the tiles, and projected where a preset does that
     rollout    the tiles' time loops with their decoder, loss and guard
     decoder    the decoder's own training steps, with the states that they need
-    update     losses to weights, the estimate from noise drawn again, Adam
+    update     losses to weights, the estimate, from noise drawn again or kept, Adam
     rest       what none of these holds: threads that wait for the last tile, Python
 """
 
@@ -24,7 +24,6 @@ from pathlib import Path
 
 from harness import parse, parser, summary, synchronise, write
 
-from common import es
 from common.dist import Workers, choose_device
 from common.errors import run_main
 from common.problem import Embeddings
@@ -83,6 +82,10 @@ class Noise:
         with self.clock.part("noise"):
             return self.noise.adapter(*args)
 
+    def projected(self, *args):
+        with self.clock.part("noise"):
+            return self.noise.projected(*args)
+
     def weighted_sum(self, *args):
         return self.noise.weighted_sum(*args)
 
@@ -105,35 +108,26 @@ def measure(preset: str, words: list[str], rounds: int, device_name: str) -> dic
         clock.wrap("data", training, "minibatch")
         clock.wrap("data", training.rollout, "drive")
         clock.wrap("rollout", training.rollout, "errors")
+        clock.wrap("update", training, "_estimate")
         clock.wrap("update", training, "_step_adapter")
-        estimate = es.estimate_gradient
-
-        def timed_estimate(*args):
-            with clock.part("update"):
-                return estimate(*args)
-
-        es.estimate_gradient = timed_estimate
         lanes = workers.threads if device.type == "cpu" else 1
         shares, seconds = defaultdict(list), defaultdict(list)
-        try:
-            for number in range(rounds + 1):
-                clock.seconds.clear()
-                started = time.perf_counter()
-                training.iterate()
-                synchronise(device)
-                elapsed = time.perf_counter() - started
-                if number == 0:
-                    continue
-                parts = dict(clock.seconds)
-                # The update runs on the main thread while the others have nothing to do: it holds all of them.
-                parts["update"] = parts.get("update", 0.0) * lanes
-                parts["rest"] = max(0.0, elapsed * lanes - sum(parts.values()))
-                seconds["iteration"].append(elapsed)
-                for part in PARTS:
-                    seconds[part].append(parts.get(part, 0.0) / lanes)
-                    shares[part].append(parts.get(part, 0.0) / (elapsed * lanes))
-        finally:
-            es.estimate_gradient = estimate
+        for number in range(rounds + 1):
+            clock.seconds.clear()
+            started = time.perf_counter()
+            training.iterate()
+            synchronise(device)
+            elapsed = time.perf_counter() - started
+            if number == 0:
+                continue
+            parts = dict(clock.seconds)
+            # The update runs on the main thread while the others have nothing to do: it holds all of them.
+            parts["update"] = parts.get("update", 0.0) * lanes
+            parts["rest"] = max(0.0, elapsed * lanes - sum(parts.values()))
+            seconds["iteration"].append(elapsed)
+            for part in PARTS:
+                seconds[part].append(parts.get(part, 0.0) / lanes)
+                shares[part].append(parts.get(part, 0.0) / (elapsed * lanes))
         return {
             "settings": {
                 name: getattr(config, name)

@@ -466,7 +466,9 @@ def gradient_quality(run: SavedRun) -> Figure:
     bound = config.get("own_data", False)  # the noise of the batch then comes on top
     iteration, cosine = run.column("half_cosine")
     window = odd_window(len(cosine), 0.2)
-    noise = 1 / math.sqrt(parameters)
+    # Of projected noise it is not known in how many dimensions the halves could differ: those of all states that are visited.
+    projected = seen < parameters and len(cosine) > 1
+    noise = float(cosine.std(ddof=1)) if projected else 1 / math.sqrt(parameters)
     count = max(len(cosine), 1)
     mean = f"{cosine.mean():.4f} ± {noise / math.sqrt(count):.4f}".replace("-", "−") if len(cosine) else "not recorded"
     title = (
@@ -484,7 +486,8 @@ def gradient_quality(run: SavedRun) -> Figure:
     middle.axhspan(-noise, noise, color=PALE, alpha=0.55, lw=0)
     middle.axhline(0, color=GREY, lw=0.8)
     spread = noise / math.sqrt(window)
-    middle.axhspan(expected - spread, expected + spread, color=GREEN, alpha=0.18, lw=0)
+    if not bound:
+        middle.axhspan(expected - spread, expected + spread, color=GREEN, alpha=0.18, lw=0)
     middle.axhline(expected, color=GREEN, lw=1.6, dashes=(5, 2))
     middle.plot(iteration, cosine, color=VERMILION, ls="none", marker=".", ms=6, alpha=0.55, mew=0, clip_on=False)
     middle.plot(iteration, running_mean(cosine, window), color=VERMILION, lw=2)
@@ -499,10 +502,17 @@ def gradient_quality(run: SavedRun) -> Figure:
     handles = [
         Line2D([], [], color=VERMILION, ls="none", marker=".", ms=8, alpha=0.7, label="one iteration"),
         Line2D([], [], color=VERMILION, lw=2, label=f"mean of {window} values"),
-        Patch(color=PALE, alpha=0.55, label=f"chance for one iteration: ±1/√D = ±{noise:.2g}"),
+        Patch(
+            color=PALE,
+            alpha=0.55,
+            label=f"spread of one iteration: ±{noise:.2g}"
+            if projected
+            else f"chance for one iteration: ±1/√D = ±{noise:.2g}",
+        ),
         Line2D([], [], color=GREEN, dashes=(5, 2), label=f"{law}: (K/2) / (K/2 + D) = {expected:.3g}"),
-        Patch(color=GREEN, alpha=0.18, label=f"law ± 1/√({window} D)"),
     ]
+    if not bound:
+        handles.append(Patch(color=GREEN, alpha=0.18, label=f"law ± 1/√({window} D)"))
     header_legend(figure, handles, columns=3)
     return figure
 
