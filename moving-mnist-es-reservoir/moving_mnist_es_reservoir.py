@@ -8,14 +8,16 @@
 Frozen: the CNN, W0 (sparse), Win, b. Trained by evolution strategies, with forward passes only: θ = (U, V), U and V of
 shape (N, r). Trained by ordinary supervision on the unperturbed θ: Wout, bout. One iteration:
 
-    1. a minibatch; K noise vectors ε_i, each used twice: θ + σ ε_i and θ − σ ε_i
-    2. all 2K members run forward on the same minibatch, each returns one number, its loss
-    3. losses → utilities u → ĝ = 1/(2Kσ) Σ_i (u_i⁺ − u_i⁻) ε_i
+    1. a minibatch, or sequences for each pair; K noise vectors ε_i, each used twice: θ + σ ε_i and θ − σ ε_i
+    2. all 2K members run forward, the two of a pair on the same sequences; each returns one number, its loss
+    3. losses → utilities u → ĝ = 1/(2Kσ) Σ_i (u_i⁺ − u_i⁻) ε_i. E_V acts only through E_Vᵀ h: what of ε_i was orthogonal to
+       all states that its pair visited may be left out of the sum (--noise-projection visited)
     4. SGD or Adam steps θ along ĝ; meanwhile Adam has stepped the decoder
 
 Start: `python moving_mnist_es_reservoir.py --seed 0`, or the same program on every GPU of a node:
 `torchrun --nproc_per_node=8 moving_mnist_es_reservoir.py --seed 0`. Ranks share the members; they gather 2K losses, and
-each forms the same update from regenerated noise, so that any number of ranks ends in the same bits.
+each forms the same update from regenerated noise (or, projected, from the sums of the tiles), so that any number of ranks ends
+in the same bits.
 """
 
 import contextlib
