@@ -86,7 +86,8 @@ def test_openmp_gets_no_threads_of_its_own(stub_environment, tmp_path):
     """Idle OpenMP threads spin and fight the pool, unless OMP_WAIT_POLICY says otherwise; here there are none to spin."""
     script = tmp_path / "count.py"
     write_launcher(
-        script, "code = stub.main(None)\nprint('threads:', len(os.listdir('/proc/self/task')))\nsys.exit(code)"
+        script,
+        "import time\ncode = stub.main(None)\ntime.sleep(0.5)  # threads that have ended need a moment to be gone\nprint('threads:', len(os.listdir('/proc/self/task')))\nsys.exit(code)",
     )
     done = subprocess.run(
         [sys.executable, script, *flags(threads=2), "--run-dir", tmp_path / "run"],
