@@ -82,10 +82,6 @@ class Noise:
         with self.clock.part("noise"):
             return self.noise.adapter(*args)
 
-    def projected(self, *args):
-        with self.clock.part("noise"):
-            return self.noise.projected(*args)
-
     def weighted_sum(self, *args):
         return self.noise.weighted_sum(*args)
 
@@ -104,6 +100,7 @@ def measure(preset: str, words: list[str], rounds: int, device_name: str) -> dic
         training = experiment.Training(config, problem, embeddings, workers)
         clock = Clock(device)
         training.noise = Noise(training.noise, clock)
+        clock.wrap("noise", training, "_keep_projected")
         clock.wrap("decoder", training, "_train_decoder")
         clock.wrap("data", training, "minibatch")
         clock.wrap("data", training.rollout, "drive")

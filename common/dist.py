@@ -33,7 +33,7 @@ MEETING_TIMEOUT_S = 300.0
 TIMEOUT_S = 1800.0
 TRAINING_TIMEOUT_S = 300.0  # the default of --rank-timeout
 ROLL_CALL_S = 10.0  # for the others to say that they are still there, once a rank has waited in vain
-HEADER = 4  # int64 numbers before the tiles of an exchange: stop asked for; iteration and checksum of `announce`; none
+HEADER = 3  # int64 numbers before the tiles of an exchange: stop asked for; iteration and checksum of `announce`
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -94,9 +94,8 @@ class Workers:
         self.device, self.timeout_s, self.stop = device, timeout_s, stop or StopRequest()
         self.exchanges, self.stop_agreed = 0, False
         self._announced: tuple[int, Tensor | int] = (0, 0)
-        self._group = self._training_group = (
-            None  # of torch.distributed: all ranks, with a long and with a short timeout
-        )
+        # Of torch.distributed: all ranks, with a long and with a short timeout.
+        self._group = self._training_group = None
         self.distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
         self.rank = int(os.environ["RANK"]) if self.distributed else 0
         self.world_size = int(os.environ["WORLD_SIZE"]) if self.distributed else 1
@@ -296,7 +295,7 @@ class Workers:
         begin = header_H.nbytes
         headers = torch.stack([message[:begin] for message in messages]).cpu().view(torch.int64).tolist()
         self.stop_agreed |= any(asked for asked, *_ in headers)
-        self._require_same([tuple(trained) for _, *trained, _ in headers])
+        self._require_same([tuple(trained) for _, *trained in headers])
         return [message[begin:].view(local.dtype).view(local.shape) for message in messages]
 
     def _require_same(self, trained: list[tuple[int, int]]) -> None:

@@ -37,6 +37,14 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+def folder(text: str) -> Path:
+    """A folder on the command line, as an argparse type. Not '': that is a shell variable which is not set, and as a path the
+    working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder, not ''")
+    return Path(text)
+
+
 def reason(error: Exception) -> str:
     """What an exception says, as a single short line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

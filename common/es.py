@@ -5,7 +5,8 @@
 (Salimans et al. 2017, arXiv:1703.03864; antithetic pairs as in the brief.) K counts the pairs that survived: a pair with
 a failed member leaves the sum. Noise is addressed by (seed, iteration, global pair id): it is formed for a tile when the tile
 is evaluated, and formed again, on every rank alike, for the update. What lies between is at most the bits of a few hundred
-pairs of ±1 noise, half a kilobyte a pair (`_packed_signs`).
+pairs of ±1 noise, half a kilobyte a pair (`_packed_signs`). Only noise that is projected on what a pair visited
+(common/projection.py) cannot be formed again: there each tile adds up its own part of the sum.
 """
 
 import math
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from common.philox import Purpose, gaussian, pack_signs, signs, stream_words, unpack_signs
-from common.projection import project
 from common.rollout import GaussianAdapter, RankOneAdapter
 
 NOISES = ("gaussian", "rank1")
@@ -100,14 +100,6 @@ class RankOneNoise:
         """The members θ ± σε of these pairs, ready for a rollout tile."""
         factors = (factor.to(u_Nr.dtype) for factor in self.draw(iteration, pairs_P))
         return RankOneAdapter(u_Nr, v_Nr, *factors, sigma, perturbs_u=self.perturbs == "both")
-
-    def projected(self, iteration: int, pairs_P: Tensor, states_PMN: Tensor, v_Nr: Tensor) -> tuple[Tensor, ...]:
-        """The factors of `draw` without what the losses of a pair cannot know of: c projected on the states that the pair
-        visited (P, M, N), b on their Vᵀh. float32; a pair whose states are not numbers gets NaN."""
-        a_PN, b_Pr, c_PN, d_Pr = self.draw(iteration, pairs_P)
-        if self.perturbs == "both":
-            b_Pr = project(states_PMN @ v_Nr, b_Pr)
-        return a_PN, b_Pr, project(states_PMN, c_PN), d_Pr
 
     def weighted_sum(self, weights_GK: Tensor, iteration: int, map_tasks=map) -> tuple[Tensor, Tensor]:
         """Σ_i w_gi ε_i for G rows of weights at once: float32 (G, K) → (G, N, r) for U and for V, as thin products."""

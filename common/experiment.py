@@ -53,7 +53,7 @@ class Training:
     """
 
     label = "training"
-    advice = "try a smaller learning rate"  # to whom the run is given up, since nothing is finite any more
+    advice = "try a smaller learning rate"  # said when a run is given up because nothing is finite any more
 
     def __init__(self, config, problem: Problem, embeddings: Embeddings, workers: Workers, guard: float = 1.0):
         """guard: see Rollout; the default can never be exceeded."""

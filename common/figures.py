@@ -13,7 +13,6 @@ Every problem of a saved file (missing, truncated, wrong shape) raises `BadInput
 """
 
 import argparse
-import errno
 import json
 import math
 import os
@@ -31,8 +30,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from common.errors import BadInput, Parser, reason
-from common.files import write_atomically
+from common.errors import BadInput, Parser, folder, reason
+from common.files import check_folder, write_atomically
 
 # The palette of Okabe and Ito (2008), which readers with any common colour vision can tell apart, and three greys.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -595,11 +594,11 @@ def figure_arguments(
     """
     parser = Parser(description=description)
     parser.add_argument(
-        "--run", type=_folder, metavar="DIR", help="run folder to draw (default: the committed laptop results, seed 0)"
+        "--run", type=folder, metavar="DIR", help="run folder to draw (default: the committed laptop results, seed 0)"
     )
     parser.add_argument(
         "--out",
-        type=_folder,
+        type=folder,
         metavar="DIR",
         default=stub,
         help=f"folder in which to write {writes} (default: beside the script)",
@@ -607,28 +606,8 @@ def figure_arguments(
     if extra is not None:
         extra(parser)
     options = parser.parse_args(argv)
-    _require_folder(options.out, "--out")
-    return options
-
-
-def _folder(text: str) -> Path:
-    if not text:  # of a shell variable that is not set; as a path it would be the working directory
-        raise argparse.ArgumentTypeError("must name a folder, not ''")
-    return Path(text)
-
-
-def _require_folder(path: Path, flag: str) -> None:
-    """BadInput, before anything is drawn, where files cannot be written below `path`: a file is in the way, or a right missing."""
-    place = path.absolute()
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
     try:
-        if not os.path.isdir(place):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        os.stat(path)  # of the errors that are left, only one is to be expected
-    except FileNotFoundError:
-        pass
+        check_folder(options.out)  # before anything is drawn
     except OSError as error:
-        raise BadInput(f"{flag} {path} cannot be written ({reason(error)})") from None
+        raise BadInput(f"--out {options.out} cannot be written ({reason(error)})") from None
+    return options

@@ -19,9 +19,8 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(
-            missing_ok=True
-        )  # of a writer that was killed; it may be a second name of a file that is still needed
+        # What a writer that was killed has left may be a second name of a file that is still needed: not to be written into.
+        temporary.unlink(missing_ok=True)
         if callable(content):
             content(temporary)
         else:
@@ -62,6 +61,20 @@ def copy_atomically(source: Path, path: Path) -> None:
 def write_json(path: Path, content: dict) -> None:
     """Indented JSON without NaN (see `finite_or_none`), written atomically."""
     write_atomically(path, (json.dumps(finite_or_none(content), indent=2) + "\n").encode())
+
+
+def check_folder(path: Path) -> None:
+    """As far as can be told without writing: the folder, or the nearest place above it that exists, takes new files. Raises
+    OSError where a file or a link to nowhere is in the way, a right is missing, or the name cannot be one."""
+    place = path.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not os.path.isdir(place):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with suppress(FileNotFoundError):
+        os.stat(path)
 
 
 def require_writable(path: Path, flag: str) -> None:

@@ -11,6 +11,8 @@ visited states (in code its rows, (M, N)). Gram matrices and solves are small (M
 import torch
 from torch import Tensor
 
+from common.rollout import RankOneAdapter
+
 
 class VisitedStates:
     """What each pair of a tile visited, (P, M, N) with M = (T − 1)·B: the mean of the states of θ + σε and θ − σε.
@@ -56,3 +58,12 @@ def project(states_PMN: Tensor, vector_PN: Tensor, ridge: float = 1e-9) -> Tenso
     projected_PN = torch.bmm(weight_PM1.mT, states_PMN).squeeze(1)
     failed_P = (failed_P != 0) | ~projected_PN.isfinite().all(dim=1)
     return projected_PN.masked_fill_(failed_P[:, None], torch.nan).to(vector_PN.dtype)
+
+
+def project_noise(adapter: RankOneAdapter, states_PMN: Tensor, v_Nr: Tensor) -> tuple[Tensor, ...]:
+    """The factors a, b, c, d of a tile's rank-one noise, float32, without what the losses of a pair cannot know of: c projected
+    on the states that the pair visited (P, M, N), b on their Vᵀh. A pair whose states are not numbers gets NaN."""
+    _, _, a_PN, b_Pr, c_PN, d_Pr = (factor.to(torch.float32) for factor in adapter.factors())
+    if adapter.perturbs_u:
+        b_Pr = project(states_PMN @ v_Nr, b_Pr)
+    return a_PN, b_Pr, project(states_PMN, c_PN), d_Pr

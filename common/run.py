@@ -11,7 +11,6 @@ Only rank 0 touches it. Files are replaced atomically, so that a run may be kill
 import argparse
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -37,8 +36,8 @@ except ImportError:  # not on Windows
     fcntl = None
 
 from common.dist import BACKENDS, TRAINING_TIMEOUT_S, Workers, differences
-from common.errors import BadInput, Fault, Parser
-from common.files import copy_atomically, finite_or_none, flush_to_disk, write_atomically, write_json
+from common.errors import BadInput, Fault, Parser, folder
+from common.files import check_folder, copy_atomically, finite_or_none, flush_to_disk, write_atomically, write_json
 
 SCHEMA = 1
 DTYPES = ("float32", "float64", "float16")
@@ -136,12 +135,6 @@ class RunSettings:
     tensorboard: bool = setting(False, "also write TensorBoard events into the run folder", changes_result=False)
 
 
-def _folder(text: str) -> Path:
-    if not text:  # of a shell variable that is not set; as a path it would be the working directory
-        raise argparse.ArgumentTypeError("must name a folder, not ''")
-    return Path(text)
-
-
 def _with_negative_values_joined(argv: list[str]) -> list[str]:
     """`--sigma -1e-3` → `--sigma=-1e-3`: argparse takes -1e-3 and -inf for flags, and would complain of a missing value."""
     joined: list[str] = []
@@ -173,7 +166,7 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
     parser.add_argument("--preset", default="auto", metavar="{" + ",".join(names) + "}",
                         type=_converter(str, {"choices": names, "least": None, "above": None, "most": None}),
                         help="defaults for a purpose; auto: h200 on a CUDA device of 40 GB or more, else laptop")  # fmt: skip
-    parser.add_argument("--run-dir", type=_folder, help="the run's folder (default: runs/<preset>-seed<seed>)")
+    parser.add_argument("--run-dir", type=folder, help="the run's folder (default: runs/<preset>-seed<seed>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the run folder")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the run folder and start anew")
     parser.add_argument("--evaluate", action="store_true", help="score the saved run on the test set; change nothing")
@@ -331,15 +324,9 @@ class RunFolder:
         return BadInput(f"--run-dir {self.path} cannot be written: {error.strerror or error}")
 
     def _check_writable(self) -> None:
-        """As far as can be told without writing: the folder, or the nearest one above it that exists, takes new files."""
+        """As far as can be told without writing."""
         try:
-            place = self.path
-            while not (place.exists() or place.is_symlink()):  # a link to nowhere is in the way as well
-                place = place.parent
-            if not place.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            check_folder(self.path)
         except OSError as error:
             raise self._unwritable(error) from None
         for name in (*self.FILES, self.LOCK):

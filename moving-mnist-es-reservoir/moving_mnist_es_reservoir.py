@@ -40,7 +40,7 @@ from common.errors import BadInput, run_main
 from common.laws import expected_cosine, perturbed_dimensions
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
-from common.projection import VisitedStates
+from common.projection import VisitedStates, project_noise
 from common.rollout import KERNELS, Rollout, pairs_per_tile, require_kernel
 from common.run import RunSettings, setting
 
@@ -285,11 +285,7 @@ class Training(experiment.Training):
             loss_P2 = result.error_TC.sum(dim=0).view(columns).mean(dim=2) / per_member
             failed_P2 = result.failed_C.view(columns).any(dim=2)
             if visited is not None:
-                states_PMN = visited.of_pairs().to(torch.float32)
-                factors = self.noise.projected(iteration, pairs_P.to(device), states_PMN, self.v_Nr)
-                failed_P2 |= ~torch.stack([x_PX.isfinite().all(dim=1) for x_PX in factors]).all(dim=0)[:, None]
-                # A pair that has failed is not part of the sum, and not a number times zero is not one.
-                self.factors[tile] = tuple(x_PX.masked_fill(failed_P2.any(dim=1)[:, None], 0) for x_PX in factors)
+                failed_P2 |= self._keep_projected(tile, adapter, visited, failed_P2.any(dim=1))[:, None]
             return torch.cat((loss_P2.flatten(), failed_P2.flatten().to(torch.float64)))
 
         tiles = -(-config.population_pairs // pairs)
@@ -297,6 +293,14 @@ class Training(experiment.Training):
         losses_K2 = rows[:, : 2 * pairs].reshape(-1, 2)[: config.population_pairs]
         failed_K2 = rows[:, 2 * pairs :].reshape(-1, 2)[: config.population_pairs] > 0
         return losses_K2, failed_K2
+
+    def _keep_projected(self, tile: int, adapter, visited: VisitedStates, failed_P: Tensor) -> Tensor:
+        """Keep a tile's noise, projected, for `_estimate`; returns which pairs could not be projected, bool (P,)."""
+        factors = project_noise(adapter, visited.of_pairs().to(torch.float32), self.v_Nr)
+        lost_P = ~torch.stack([x_PX.isfinite().all(dim=1) for x_PX in factors]).all(dim=0)
+        # A pair that has failed is not part of the sum, and not a number times zero is not one.
+        self.factors[tile] = tuple(x_PX.masked_fill((failed_P | lost_P)[:, None], 0) for x_PX in factors)
+        return lost_P
 
     def iterate(self) -> dict:
         """One ES iteration; returns its line of metrics."""

@@ -135,6 +135,17 @@ def trained_on(count):
     return {"rank": 32, "train_sequences": count}
 
 
+def change(content, keys, value):
+    """Set a key in nested dictionaries, in place: keys from the outermost in. The value KeyError takes the key out."""
+    *parents, key = keys
+    for parent in parents:
+        content = content[parent]
+    if value is KeyError:
+        del content[key]
+    else:
+        content[key] = value
+
+
 def edit(path, old, new):
     text = path.read_text()
     assert old in text

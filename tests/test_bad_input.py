@@ -136,20 +136,13 @@ def cut(name: str, share: float) -> Callable:
 def json_with(name: str, **changes) -> Callable:
     """Change keys of a JSON object, at any depth (`config__rank`); KeyError takes one out."""
 
-    def change(world: World) -> None:
+    def damage(world: World) -> None:
         content = json.loads(Path(name).read_text())
         for path, value in changes.items():
-            *parents, key = path.split("__")
-            place = content
-            for parent in parents:
-                place = place[parent]
-            if value is KeyError:
-                del place[key]
-            else:
-                place[key] = value
+            made_up.change(content, path.split("__"), value)
         Path(name).write_text(json.dumps(content))
 
-    return change
+    return damage
 
 
 CHECKPOINTS = ("run/checkpoint.pt", "run/checkpoint.previous.pt")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from made_up import MODULE, SLUG, build, commit, edit, result
+from made_up import MODULE, SLUG, build, change, commit, edit, result
 from PIL import Image
 
 from common import catalog, contract
@@ -45,14 +45,7 @@ def root(tmp_path):
 )
 def test_a_result_that_breaks_the_schema_is_refused_by_file_and_key(root, path, value, message):
     content = copy.deepcopy(result(seed=1))
-    *parents, key = path.split(".")
-    place = content
-    for parent in parents:
-        place = place[parent]
-    if value is KeyError:
-        del place[key]
-    else:
-        place[key] = value
+    change(content, path.split("."), value)
     commit(root, content, name="laptop-seed1.json")
     with pytest.raises(BadInput, match=message) as error:
         load_results(root)

@@ -32,9 +32,8 @@ ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "
 SLUGS = st.sampled_from([ES, BPTT, READOUT])
 EXAMPLES = pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
 
-configuration.set_hypothesis_home_dir(
-    Path(tempfile.gettempdir()) / "hypothesis"
-)  # by default it is the working directory
+# By default it is the working directory.
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")
 
 
 def check_all(check, strategy, examples: int, new: bool) -> None:
