@@ -16,6 +16,7 @@ from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.moving_mnist import load_public_test_set
 from common.problem import Embeddings
+from common.ridge import NormalEquations
 from common.rollout import Rollout, SharedAdapter
 
 SCORED = ("validation", "test")
@@ -101,42 +102,6 @@ def score_predictions(
 
 
 # --- Ridge -----------------------------------------------------------------------------------------------------------
-
-
-class NormalEquations:
-    """Streaming ridge regression y ≈ W x + c, all in float64.
-
-    A Gram matrix is symmetric: only its blocks on and above the diagonal are multiplied out, which halves the time.
-    """
-
-    BLOCKS = 4
-
-    def __init__(self, features: int, targets: int = EMBEDDING):
-        self.gram_FF = torch.zeros(features + 1, features + 1, dtype=torch.float64)  # valid on and above the diagonal
-        self.cross_FE = torch.zeros(features + 1, targets, dtype=torch.float64)
-
-    @classmethod
-    def products(cls, x_FM: Tensor, y_EM: Tensor) -> tuple[Tensor, Tensor]:
-        """(x 1)(x 1)ᵀ on and above the diagonal, and (x 1) yᵀ, of M samples; features and targets along the first axis."""
-        x_FM = torch.cat((x_FM, x_FM.new_ones(1, x_FM.shape[1]))).to(torch.float64)
-        gram_FF = x_FM.new_zeros(len(x_FM), len(x_FM))
-        edges = [round(block * len(x_FM) / cls.BLOCKS) for block in range(cls.BLOCKS + 1)]
-        for start, stop in zip(edges, edges[1:]):
-            gram_FF[start:stop, start:] = x_FM[start:stop] @ x_FM[start:].T
-        return gram_FF, x_FM @ y_EM.to(torch.float64).T
-
-    def add(self, products: tuple[Tensor, Tensor]) -> None:
-        self.gram_FF += products[0].cpu()
-        self.cross_FE += products[1].cpu()
-
-    def solve(self, penalty: float) -> Tensor:
-        """float64 (F+1, E), the last row the constant; the constant is not penalised."""
-        gram_FF = self.gram_FF.triu().add_(self.gram_FF.triu(1).T)
-        diagonal_F = gram_FF.diagonal()[:-1]
-        size = float(diagonal_F.mean())
-        # States that are next to nothing get no weight: what would make something of them is no number in float32.
-        diagonal_F += penalty * size if not size < 1e-60 else 1.0
-        return torch.linalg.solve(gram_FF, self.cross_FE)
 
 
 def fit_ridge(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.decoder import DecoderTraining
+from common.decoder import make_decoder
 from common.dist import Stopped, Workers, choose_device, differences
 from common.errors import BadInput, Fault, reason
 from common.evaluation import SCORED, Score, inputs_and_targets, public_score, ridge_scores, score, trivial_scores
@@ -62,7 +62,7 @@ class Training:
         kernel = getattr(config, "kernel", "torch")
         self.rollout = Rollout(problem.reservoir(), config.leak, guard, workers.device, dtype, kernel)
         self.u_Nr, self.v_Nr = (factor.to(workers.device) for factor in self.start_adapter(config))
-        self.decoder = DecoderTraining(config.hidden_size, workers.device)
+        self.decoder = make_decoder(config, config.hidden_size, workers.device)
         self.showcase = Showcase(embeddings)
         self.scale = embeddings.error_scale
         self.iteration = 0

@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.costs import BytesMoved, peak_growth, storage
-from common.decoder import DecoderTraining
+from common.decoder import AdamDecoder
 from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, Parser, run_main
@@ -123,7 +123,7 @@ class Minibatch:
         z_FEB = torch.randn(steps + 1, EMBEDDING, config.batch_size, generator=random).to(device)
         self.input_TEB, self.target_TEB = z_FEB[:-1], z_FEB[1:]
         self.u_Nr, self.v_Nr = (factor.to(device) for factor in start_adapter(config))
-        self.linear = DecoderTraining(config.hidden_size, device).linear
+        self.linear = AdamDecoder(config.hidden_size, device).linear
         self.core = ReservoirCore(rollout, self.u_Nr, self.v_Nr, config.trains)
         signs = torch.randn(2, config.hidden_size + config.rank, generator=random).sign().to(device)
         self.a_1N, self.b_1r, self.c_1N, self.d_1r = (

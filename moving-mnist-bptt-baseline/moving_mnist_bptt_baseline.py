@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common import experiment
-from common.decoder import SCHEDULES, scheduled
+from common.decoder import SCHEDULES, DecoderSettings, RidgeDecoder, scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
@@ -40,7 +40,7 @@ from common.run import RunSettings, setting
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, RunSettings):
+class Config(ProblemSettings, DecoderSettings, RunSettings):
     """The problem and the run folder come from common; what is listed here is this experiment's own."""
 
     core: str = setting(
@@ -257,11 +257,14 @@ class Training(experiment.Training):
 
     # One step
 
-    def _gradient(self, index_B: Tensor) -> tuple[float, float, list[Tensor]]:
-        """Mean loss of a minibatch before the step, RMS(h), and the gradients of core and decoder."""
+    def _gradient(self, index_B: Tensor) -> tuple[float, float, list[Tensor], list[Tensor]]:
+        """Mean loss of a minibatch before the step, RMS(h), the gradients of the core, and what the decoder learns from: its
+        gradients, or the products of states and targets for a ridge."""
         batch = len(index_B)
+        ridge = isinstance(self.decoder, RidgeDecoder)
         index_B = torch.cat((index_B, index_B[-1:].expand(-batch % self.tile)))  # tiles are always full
-        weights = [*self.core.parameters, self.decoder.linear.weight, self.decoder.linear.bias]
+        core, (weight_EN, bias_E) = self.core.parameters, self.decoder.linear.parameters()
+        weights = core if ridge else [*core, weight_EN, bias_E]
         per_sequence = self.config.sequence_length * EMBEDDING * batch * self.scale
 
         def evaluate(tile: int) -> Tensor:
@@ -270,24 +273,33 @@ class Training(experiment.Training):
             input_TEB, target_TEB = inputs_and_targets(self.embeddings.get("train", index_B[part]))
             with torch.enable_grad():
                 states_TNB = self.core(input_TEB)
-                prediction_TEB = self.decoder.linear.weight @ states_TNB + self.decoder.linear.bias[:, None]
+                prediction_TEB = weight_EN @ states_TNB + bias_E[:, None]
                 loss = (prediction_TEB - target_TEB)[:, :, :valid].square().sum() / per_sequence
                 gradients = torch.autograd.grad(loss, weights)
-            energy = states_TNB.detach()[:, :, :valid].square().mean() * (valid / batch)
+            states_TNB = states_TNB.detach()[:, :, :valid]
+            energy = states_TNB.square().mean() * (valid / batch)
+            if ridge:
+                states_NM, target_EM = (
+                    x_TXB.transpose(0, 1).flatten(1) for x_TXB in (states_TNB, target_TEB[:, :, :valid])
+                )
+                gradients += self.decoder.products(states_NM, target_EM)
             return torch.cat([torch.stack((loss.detach(), energy)), *(g.flatten() for g in gradients)])
 
-        width = 2 + sum(weight.numel() for weight in weights)
-        total = self.workers.sum_tiles(evaluate, len(index_B) // self.tile, width, may_stop=True)
-        pieces = total[2:].split([weight.numel() for weight in weights])
-        gradients = [piece.view_as(weight) for piece, weight in zip(pieces, weights)]
-        return float(total[0]), math.sqrt(float(total[1])), gradients
+        size = self.config.hidden_size + 1
+        shapes = [w.shape for w in core] + (
+            [(size, size), (size, EMBEDDING)] if ridge else [weight_EN.shape, bias_E.shape]
+        )
+        counts = [math.prod(shape) for shape in shapes]
+        total = self.workers.sum_tiles(evaluate, len(index_B) // self.tile, 2 + sum(counts), may_stop=True)
+        pieces = [piece.view(shape) for piece, shape in zip(total[2:].split(counts), shapes)]
+        return float(total[0]), math.sqrt(float(total[1])), pieces[: len(core)], pieces[len(core) :]
 
     def iterate(self) -> dict:
         """One Adam step on one minibatch; returns its line of metrics."""
         started = time.perf_counter()
         config, iteration = self.config, self.iteration + 1
         index_B = self.minibatch_index(iteration, torch.zeros(1, dtype=torch.int64), config.batch_size)
-        loss, h_rms, (*core_gradients, grad_EN, grad_E) = self._gradient(index_B)
+        loss, h_rms, core_gradients, for_decoder = self._gradient(index_B)
         for weight, gradient in zip(self.core.parameters, core_gradients):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.core.parameters, config.gradient_clip, foreach=False)
@@ -296,7 +308,10 @@ class Training(experiment.Training):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-            self.decoder.update((grad_EN, grad_E), self._rate(config.decoder_learning_rate))
+            if isinstance(self.decoder, RidgeDecoder):
+                self.decoder.read(for_decoder, config.batch_size)
+            else:
+                self.decoder.update(for_decoder, self._rate(config.decoder_learning_rate))
 
         self.iteration = iteration
         self.seconds += time.perf_counter() - started

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import es, experiment
-from common.decoder import SCHEDULES, DecoderTraining, scheduled
+from common.decoder import SCHEDULES, Decoder, DecoderSettings, make_decoder, scheduled
 from common.dist import Stopped, Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
@@ -48,7 +48,7 @@ from common.run import RunSettings, setting
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, RunSettings):
+class Config(ProblemSettings, DecoderSettings, RunSettings):
     """The defaults are the brief's problem with the brief's population; presets below change them, flags change both."""
 
     # The adapter
@@ -240,13 +240,13 @@ class Training(experiment.Training):
         total = config.decoder_warmup + config.iterations * config.decoder_steps
         return scheduled(config.decoder_learning_rate, config.schedule, (before + step) / total)
 
-    def _train_decoder(self, iteration: int) -> tuple[float, float]:
-        """This iteration's decoder steps; returns the loss on the first minibatch before its step, and RMS(h) there."""
+    def _train_decoder(self, decoder: Decoder, iteration: int) -> tuple[float, float]:
+        """This iteration's steps of a decoder; returns the loss on the first minibatch before its step, and RMS(h) there."""
         for step in range(self.config.decoder_steps):
             if self.workers.stop_agreed:  # the iteration is dropped already
                 raise Stopped
             states_NTB, target_TEB = self._states(iteration, self.SHARED + step)
-            loss = self.decoder.step(states_NTB, target_TEB, self._decoder_rate(iteration, step)) / self.scale
+            loss = decoder.step(states_NTB, target_TEB, self._decoder_rate(iteration, step)) / self.scale
             if step == 0:
                 first_loss, h_rms = loss, float(states_NTB.to(torch.float32).square().mean().sqrt())
         return first_loss, h_rms
@@ -308,17 +308,17 @@ class Training(experiment.Training):
         config, iteration = self.config, self.iteration + 1
         sigma = self.sigma.at(iteration)
         # The decoder trains beside the population, which is scored with the decoder of the iteration's start.
-        before = copy.deepcopy(self.decoder.state_dict())
-        decoder = before["linear"]["weight"], before["linear"]["bias"]
-        decoder_task = self.workers.submit(lambda: self._train_decoder(iteration))
+        # It is a copy that trains, so that an iteration that is dropped leaves no trace.
+        trained = copy.deepcopy(self.decoder)
+        decoder_task = self.workers.submit(lambda: self._train_decoder(trained, iteration))
         try:
-            losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, decoder)
+            losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, self.decoder.frozen_copy())
         except Stopped:
             with contextlib.suppress(Stopped):
                 decoder_task.result()
-            self.decoder.load_state_dict(before)
             raise
         decoder_loss, h_rms = decoder_task.result()
+        self.decoder = trained
 
         weights = es.pair_weights(
             losses_K2, failed_K2, config.fitness_shaping, config.failure, config.failure_loss, config.loss_clip
@@ -415,7 +415,7 @@ class Training(experiment.Training):
         u_Nr, v_Nr = (factor.to(workers.device, rollout.dtype) for factor in start_adapter(config))
         depth = pairs if config.own_data else 1
         z_TEB = torch.ones(steps, EMBEDDING, depth * batch, device=workers.device)
-        decoder = DecoderTraining(config.hidden_size, workers.device).frozen_copy()
+        decoder = make_decoder(config, config.hidden_size, workers.device).frozen_copy()
         seconds = []
         for _ in range(3):
             started = time.perf_counter()

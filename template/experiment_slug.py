@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common import experiment
-from common.decoder import SCHEDULES, DecoderTraining, scheduled
+from common.decoder import SCHEDULES, DecoderSettings, make_decoder, scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import run_main
@@ -30,7 +30,7 @@ from common.run import RunSettings, setting
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, RunSettings):
+class Config(ProblemSettings, DecoderSettings, RunSettings):
     """The problem and the run folder come from common; what is listed here is this experiment's own."""
 
     iterations: int = setting(2000, "Adam steps", least=1, most=10**9)
@@ -105,7 +105,7 @@ class Training(experiment.Training):
     def costs(config: Config, problem: Problem, workers: Workers) -> list[str]:
         """From training steps timed here on made-up input."""
         rollout = Rollout(problem.reservoir(), config.leak, 1.0, workers.device, getattr(torch, config.dtype))
-        decoder = DecoderTraining(config.hidden_size, workers.device)
+        decoder = make_decoder(config, config.hidden_size, workers.device)
         none_N1 = torch.zeros(config.hidden_size, 1, device=workers.device)
         z_TEB = torch.ones(config.sequence_length, EMBEDDING, config.batch_size, device=workers.device)
         seconds = []

@@ -119,6 +119,23 @@ def test_a_step_is_adam_on_the_gradient_of_the_whole_minibatch(training_of, trai
         assert torch.equal(training.u_Nr, training.start_adapter(training.config)[0])
 
 
+def test_a_ridge_decoder_reads_all_tiles_and_no_padding(training_of):
+    training = training_of(decoder="ridge", decoder_memory=1e12, decoder_penalty=0.1)
+    training.tile = 8  # three tiles, the last one padded
+    input_TEB, target_TEB = training.minibatch(1, torch.zeros(1, dtype=torch.int64))
+    reservoir = training.problem.reservoir().to("cpu", torch.float64)
+    u, v = training.u_Nr.double(), training.v_Nr.double()
+    states = rollout_reference(reservoir, u, v, training.config.leak, input_TEB.double().transpose(1, 2))
+    training.iterate()
+    x, y = states.flatten(0, 1), target_TEB.double().transpose(1, 2).flatten(0, 1)
+    x = torch.cat((x, torch.ones(len(x), 1)), dim=1)
+    penalty = torch.ones(x.shape[1]) * 0.1 * x[:, :-1].square().sum(dim=0).mean()
+    penalty[-1] = 0
+    expected = torch.linalg.solve(x.T @ x + penalty.diag(), x.T @ y)
+    assert torch.allclose(training.decoder.linear.weight.double(), expected[:-1].T, atol=1e-4)
+    assert torch.allclose(training.decoder.linear.bias.double(), expected[-1], atol=1e-4)
+
+
 def test_without_noise_a_member_of_the_population_has_the_loss_of_the_forward_pass(training_of):
     """The rollout that scores ES members and the forward pass that BPTT differentiates are the same function."""
     training = training_of()

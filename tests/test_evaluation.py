@@ -1,5 +1,6 @@
 """Scores, readouts and stored embeddings, each against a plain computation."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +8,14 @@ import pytest
 import torch
 
 from common import evaluation
-from common.decoder import DecoderTraining, scheduled
+from common.decoder import AdamDecoder, RidgeDecoder, scheduled
 from common.digits import load_digits
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput
 from common.problem import Embeddings, ProblemSettings, fingerprint
 from common.reservoir import draw_reservoir, rollout_reference
+from common.ridge import NormalEquations
 from common.rollout import Rollout
 
 T = 4
@@ -79,9 +81,9 @@ def test_a_core_outside_the_guard_is_scored_on_every_frame(network):
 def test_normal_equations_agree_with_lstsq():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(200, 6)), generator.normal(size=(200, 3)) + 5
-    equations = evaluation.NormalEquations(6, 3)
+    equations = NormalEquations(6, 3)
     for rows in np.split(np.arange(200), 4):  # streamed in four pieces
-        equations.add(evaluation.NormalEquations.products(torch.from_numpy(x[rows].T), torch.from_numpy(y[rows].T)))
+        equations.add(NormalEquations.products(torch.from_numpy(x[rows].T), torch.from_numpy(y[rows].T)))
     expected = np.linalg.lstsq(np.hstack((x, np.ones((200, 1)))), y, rcond=None)[0]
     assert np.allclose(equations.solve(0.0).numpy(), expected)
 
@@ -89,8 +91,8 @@ def test_normal_equations_agree_with_lstsq():
 def test_ridge_penalty_is_that_of_an_augmented_least_squares_problem():
     generator = np.random.default_rng(1)
     x, y, penalty = generator.normal(size=(50, 4)), generator.normal(size=(50, 2)), 0.3
-    equations = evaluation.NormalEquations(4, 2)
-    equations.add(evaluation.NormalEquations.products(torch.from_numpy(x.T), torch.from_numpy(y.T)))
+    equations = NormalEquations(4, 2)
+    equations.add(NormalEquations.products(torch.from_numpy(x.T), torch.from_numpy(y.T)))
     # Rows √λ e_i with target 0 below the data; λ relative to the mean squared feature; no row for the constant.
     strength = np.sqrt(penalty * (x**2).sum(axis=0).mean())
     rows = np.hstack((strength * np.eye(4), np.zeros((4, 1))))
@@ -130,7 +132,7 @@ def test_ridge_chooses_its_penalty_on_validation():
         seen.extend(candidates)
         return [abs(number - 2) for number in range(len(candidates))]  # the third candidate is the best
 
-    products = evaluation.NormalEquations.products(torch.randn(2, 9).double(), torch.randn(EMBEDDING, 9).double())
+    products = NormalEquations.products(torch.randn(2, 9).double(), torch.randn(EMBEDDING, 9).double())
     weights, penalty = evaluation.fit_ridge([products], errors, 2)
     assert penalty == evaluation.PENALTIES[2] and torch.equal(weights, seen[2])
 
@@ -168,7 +170,7 @@ def test_a_decoder_step_is_adam_on_the_least_squares_gradient():
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(7, 3, 5, generator=generator)  # (N, T, B)
     target = torch.randn(3, EMBEDDING, 5, generator=generator)  # (T, E, B)
-    training = DecoderTraining(7)
+    training = AdamDecoder(7)
     loss = training.step(states, target, rate=0.01)
     assert loss == pytest.approx(float(target.square().mean()), rel=1e-6)  # Wout starts at zero
     h, y = states.flatten(1).double().numpy(), target.permute(1, 0, 2).flatten(1).double().numpy()
@@ -176,6 +178,83 @@ def test_a_decoder_step_is_adam_on_the_least_squares_gradient():
     # Adam's first step is rate · g / (|g| + 1e-8)
     expected = -0.01 * gradient / (np.abs(gradient) + 1e-8)
     assert np.allclose(training.linear.weight.detach().numpy(), expected, atol=1e-6)
+
+
+def a_minibatch(generator, size=7, steps=3, batch=5):
+    """States (N, T, B) and targets (T, E, B) that a linear readout can explain in part."""
+    states = torch.randn(size, steps, batch, generator=generator)
+    truth = torch.linspace(-1, 1, EMBEDDING * size).reshape(EMBEDDING, size)
+    return states, torch.einsum("en,ntb->teb", truth, states) + torch.randn(
+        steps, EMBEDDING, batch, generator=generator
+    ) + 2
+
+
+def test_a_recursive_ridge_is_least_squares_in_which_old_minibatches_fade():
+    generator, memory, penalty = torch.Generator().manual_seed(0), 12.0, 0.1
+    decoder = RidgeDecoder(7, "cpu", penalty, memory, refit=3)
+    minibatches = [a_minibatch(generator) for _ in range(6)]
+    for states, target in minibatches:
+        decoder.step(states, target)
+    # Row by row in float64: a sample of the minibatch that was read k minibatches ago weighs exp(−5 k / 12).
+    x = np.concatenate([np.vstack((s.flatten(1), np.ones((1, 15)))).T for s, _ in minibatches]).astype(np.float64)
+    y = np.concatenate([t.permute(0, 2, 1).flatten(0, 1).numpy() for _, t in minibatches]).astype(np.float64)
+    weight = np.repeat(np.exp(-5 / memory * np.arange(5, -1, -1)), 15)
+    gram = (x.T * weight) @ x
+    gram[np.arange(7), np.arange(7)] += penalty * gram.diagonal()[:-1].mean()
+    expected = np.linalg.solve(gram, (x.T * weight) @ y)
+    assert np.allclose(decoder.linear.weight.detach().numpy(), expected[:-1].T, atol=2e-5)
+    assert np.allclose(decoder.linear.bias.detach().numpy(), expected[-1], atol=2e-5)
+
+
+def test_a_recursive_ridge_tells_the_loss_before_it_has_read_the_minibatch_and_solves_now_and_then():
+    generator = torch.Generator().manual_seed(0)
+    decoder, solved = RidgeDecoder(7, "cpu", 1e-3, 100.0, refit=6), []
+    for step in range(1, 14):
+        states, target = a_minibatch(generator)
+        before = decoder.predict(states)
+        loss = decoder.step(states, target)
+        assert loss == pytest.approx(float((before - target).square().mean()), rel=1e-5)
+        if not torch.equal(decoder.predict(states), before):
+            solved.append(step)
+    assert solved == [1, 2, 4, 6, 8, 12]  # powers of two, then every sixth
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("make", [AdamDecoder, lambda size: RidgeDecoder(size, "cpu", 1e-3, 100.0, refit=1)])
+def test_a_decoder_learns_nothing_from_states_that_are_not_finite(make, broken):
+    generator = torch.Generator().manual_seed(0)
+    decoder, states, target = make(7), *a_minibatch(generator)
+    decoder.step(states, target, 0.01)
+    before = copy.deepcopy(decoder.state_dict())
+    states[2, 1, 3] = broken
+    assert not np.isfinite(decoder.step(states, target, 0.01))
+    assert_equal_states(decoder.state_dict(), before)
+
+
+@pytest.mark.parametrize("make", [AdamDecoder, lambda size: RidgeDecoder(size, "cpu", 1e-3, 20.0, refit=3)])
+def test_a_decoder_goes_on_from_its_state_in_the_same_bits(make):
+    generator = torch.Generator().manual_seed(0)
+    minibatches = [a_minibatch(generator) for _ in range(8)]
+    whole, first, second = make(7), make(7), make(7)
+    for decoder, part in ((whole, minibatches), (first, minibatches[:5])):
+        for states, target in part:
+            decoder.step(states, target, 0.01)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for states, target in minibatches[5:]:
+        second.step(states, target, 0.01)
+    assert_equal_states(second.state_dict(), whole.state_dict())
+
+
+def assert_equal_states(one, other):
+    """Nested dictionaries of tensors and numbers, equal to the bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal_states(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
 
 
 def test_schedules():

@@ -11,7 +11,7 @@ from reservoirpy.nodes import Ridge
 from scipy.sparse import csr_array
 
 from common.encoder import EMBEDDING
-from common.evaluation import NormalEquations
+from common.ridge import NormalEquations
 from common.reservoir import draw_reservoir
 from common.rollout import Rollout
 
