@@ -95,8 +95,8 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
 # which of its members was better.
 LAPTOP = dict(
     iterations=600, population_pairs=256, batch_size=1, own_data=True, noise="rank1", perturbs="v", adapter_start="zero-v",
-    u_scale=3.0, noise_projection="visited", fitness_shaping="sign", sigma=0.011, learning_rate=1e-3, evaluate_every=20,
-    decoder_batch_size=8, decoder_warmup=6000, decoder_steps=4, decoder_learning_rate=1e-2,
+    u_scale=3.0, noise_projection="visited", fitness_shaping="sign", sigma=0.011, learning_rate=3e-3, evaluate_every=20,
+    decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
 # Of presets that other experiments have too, the decoder's training is that of the floor (reservoir-readout-only): as many
 # steps on minibatches of the same size, at the same rates.
