@@ -20,6 +20,20 @@ def expected_cosine(pairs: float, dimensions: int, batch_noise: float = 1.0, own
     return math.sqrt(pairs / (batch_noise * (pairs + dimensions)))
 
 
+SIGN_COST = math.pi / 2  # times as many dimensions: E[ε sign(g·ε)] = √(2/π) g/|g|, and each term has the length of ε
+
+
+def minibatch_cosine(pairs: float, dimensions: int, batch_noise: float, own_data: bool) -> float:
+    """Cosine of ĝ to the gradient on the sequences that it is made from.
+
+    Shared minibatch: √(K / (K + D)). Own data: the mean of K gradients is longer than that of all, by 1 + (ρ − 1)/K:
+    √((K + ρ − 1) / (K + ρ − 1 + D ρ)).
+    """
+    if not own_data:
+        return expected_cosine(pairs, dimensions)
+    return math.sqrt((pairs + batch_noise - 1) / (pairs + batch_noise - 1 + dimensions * batch_noise))
+
+
 def perturbed_dimensions(config: Mapping) -> tuple[int, int]:
     """D of the noise of a configuration, and how many of them a pair's losses can know of: what the law has to count where the
     rest is left out of the estimate (`noise_projection` "visited"). Both are the same without a projection.

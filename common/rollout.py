@@ -25,6 +25,7 @@ Only what has been measured to be faster becomes the default, and on a GPU nothi
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -272,6 +273,22 @@ class Rollout:
         if self.dense_NN is not None:
             return self.dense_NN @ h_NC
         return functional.embedding_bag(self.index_Nk, h_NC, mode="sum", per_sample_weights=self.reservoir.value_Nk)
+
+    def recurrent_transposed(self, g_NC: Tensor) -> Tensor:
+        """W0ᵀ g, a new (N, C), for gradients. A gather of rows on a CPU, as W0 h is, but W0's columns differ in length."""
+        if self.dense_NN is not None:
+            return self.dense_NN.T @ g_NC
+        row_M, value_M, offset_N = self._by_column
+        return functional.embedding_bag(row_M, g_NC, offset_N, mode="sum", per_sample_weights=value_M)
+
+    @cached_property
+    def _by_column(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and values of W0's entries (M,) in the order of their columns, and where each column begins (N,)."""
+        index_Nk, value_Nk = self.reservoir.index_Nk, self.reservoir.value_Nk
+        order_M = index_Nk.flatten().argsort(stable=True)
+        order_M = order_M[value_Nk.flatten()[order_M] != 0]  # without the padding of an Erdős–Rényi draw
+        counts_N = torch.bincount(index_Nk.flatten()[order_M], minlength=self.size)
+        return order_M // index_Nk.shape[1], value_Nk.flatten()[order_M], counts_N.cumsum(0) - counts_N
 
     def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int]):
         """Yield (h_t, square) for t = 1 … T: the state (N, C), which the next step overwrites, and the mean of h² over units

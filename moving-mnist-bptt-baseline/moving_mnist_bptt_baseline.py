@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common import experiment
 from common.decoder import SCHEDULES, DecoderSettings, RidgeDecoder, scheduled
@@ -122,19 +121,6 @@ class ReservoirCore:
         }[trains]
         for tensor in self.parameters:
             tensor.requires_grad_()
-        if rollout.dense_NN is None:
-            index_Nk, value_Nk = rollout.reservoir.index_Nk, rollout.reservoir.value_Nk
-            order_M = index_Nk.flatten().argsort(stable=True)
-            order_M = order_M[value_Nk.flatten()[order_M] != 0]  # without the padding of an Erdős–Rényi draw
-            self.row_M, self.value_M = order_M // index_Nk.shape[1], value_Nk.flatten()[order_M]
-            counts_N = torch.bincount(index_Nk.flatten()[order_M], minlength=rollout.size)
-            self.offset_N = counts_N.cumsum(0) - counts_N
-
-    def transposed(self, g_NB: Tensor) -> Tensor:
-        """W0ᵀ g; on a CPU a gather of rows, as W0 h is, but the columns of W0 have different numbers of entries."""
-        if self.rollout.dense_NN is not None:
-            return self.rollout.dense_NN.T @ g_NB
-        return functional.embedding_bag(self.row_M, g_NB, self.offset_N, mode="sum", per_sample_weights=self.value_M)
 
     def __call__(self, input_TEB: Tensor) -> Tensor:
         if self.trains == "all":
@@ -190,7 +176,7 @@ class ThroughTime(torch.autograd.Function):
             grad_v_Nr.addmm_(h_NB, q_rB.T)
             if needs_u:
                 grad_u_Nr.addmm_(delta_NB, (v_rN @ h_NB).T)
-            lambda_NB = core.transposed(delta_NB).add_(lambda_NB.mul_(1 - leak)).addmm_(v_Nr, q_rB)
+            lambda_NB = core.rollout.recurrent_transposed(delta_NB).add_(lambda_NB.mul_(1 - leak)).addmm_(v_Nr, q_rB)
         return None, delta_TNB, grad_u_Nr if needs_u else None, grad_v_Nr, grad_leak if needs_drive else None
 
 

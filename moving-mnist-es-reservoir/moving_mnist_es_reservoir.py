@@ -37,7 +37,8 @@ from common.decoder import SCHEDULES, Decoder, DecoderSettings, make_decoder, sc
 from common.dist import Stopped, Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
-from common.laws import expected_cosine, perturbed_dimensions
+from common.gradient import GradientMeter
+from common.laws import SIGN_COST, expected_cosine, minibatch_cosine, perturbed_dimensions
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.projection import VisitedStates, project_noise
@@ -79,6 +80,10 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
     failure_loss: float = setting(10.0, "loss of a failed member under --failure penalise", above=0)
     loss_clip: float = setting(10.0, "members' losses are clipped here before shaping", above=0)
     kernel: str = setting("torch", "how a GPU runs a tile, see common/rollout.py", choices=KERNELS)
+    measure_cosine_every: int = setting(
+        0, "iterations from one comparison of the estimate with the gradient through time to the next; 0: never",
+        least=0, most=10**9, changes_result=False,
+    )  # fmt: skip
     guard: float = setting(0.95, "a member fails when RMS(h) exceeds this", above=0)
     optimizer: str = setting("adam", "what steps θ along the estimate", choices=("sgd", "adam"))
     learning_rate: float = setting(1e-4, "of θ", above=0, most=1e30)
@@ -87,7 +92,7 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
     decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0, most=1e30)
     decoder_batch_size: int = setting(32, "sequences of the decoder's minibatches", least=1, most=4096)
     decoder_warmup: int = setting(1000, "decoder steps before the first ES iteration", least=0, most=10**9)
-    decoder_steps: int = setting(1, "decoder steps an ES iteration, each on a minibatch", least=1, most=1 << 20)
+    decoder_steps: int = setting(1, "decoder steps an ES iteration, each on a minibatch", least=1, most=10**6)
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
 
 
@@ -126,6 +131,9 @@ PRESETS = {
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
 }  # fmt: skip
+
+
+MEASURED_SEQUENCES = 2048  # whose gradient an estimate is compared with
 
 
 def parse_arguments(argv: list[str] | None):
@@ -173,10 +181,8 @@ class Training(experiment.Training):
 
     label = "ES"
     advice = "σ halved each time: try a smaller --learning-rate or --sigma"
-    SHARED, OWN = (
-        0,
-        1 << 20,
-    )  # minibatch streams: of the population and, from there on, the decoder; then one for each pair
+    # Minibatch streams: of the population and, from there on, the decoder; of a measurement; one for each pair.
+    SHARED, MEASURED, OWN = 0, (1 << 20) - 1, 1 << 20
 
     start_adapter = staticmethod(start_adapter)
 
@@ -191,6 +197,7 @@ class Training(experiment.Training):
         self.noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank, config.perturbs)
         self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
         self.tile_pairs = tile_pairs(config, workers)
+        self.meter = GradientMeter(self.rollout, problem.reservoir(), embeddings, workers, config.perturbs)
         self.warmed_up = 0  # decoder steps taken before the first iteration
         self.factors: dict[int, tuple[Tensor, ...]] = {}  # of this iteration's noise, projected, by tile of this rank
 
@@ -310,9 +317,10 @@ class Training(experiment.Training):
         # The decoder trains beside the population, which is scored with the decoder of the iteration's start.
         # It is a copy that trains, so that an iteration that is dropped leaves no trace.
         trained = copy.deepcopy(self.decoder)
+        decoder = self.decoder.frozen_copy()
         decoder_task = self.workers.submit(lambda: self._train_decoder(trained, iteration))
         try:
-            losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, self.decoder.frozen_copy())
+            losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, decoder)
         except Stopped:
             with contextlib.suppress(Stopped):
                 decoder_task.result()
@@ -325,11 +333,16 @@ class Training(experiment.Training):
         )
         rate = scheduled(config.learning_rate, config.schedule, (iteration - 1) / config.iterations)
         norm = half_cosine = update_ratio = math.nan
+        measured = {}
         if failed_K2.all():  # there is no estimate: θ stays, and the next noise is smaller
             self.sigma.all_failed()
         elif weights.surviving_K.any():
             estimate = self._estimate(weights, iteration, sigma)
             norm, half_cosine = estimate.norm, estimate.half_cosine
+            if config.measure_cosine_every and iteration % config.measure_cosine_every == 0:
+                paused = time.perf_counter()
+                measured = self._measure(estimate, iteration, decoder)
+                started += time.perf_counter() - paused  # it trains nothing
             update_ratio = self._step_adapter(estimate, rate)
         failed_share = float(failed_K2.to(torch.float64).mean())
         self.sigma.iterated(failed_share)
@@ -350,6 +363,7 @@ class Training(experiment.Training):
             "gradient_norm": norm,
             "half_cosine": half_cosine,
             "update_ratio": update_ratio,
+            **measured,
             "rollouts": self.rollouts,
             "rollouts_per_s": 2 * config.population_pairs * config.batch_size / seconds,
             "wallclock_s": self.seconds,
@@ -371,6 +385,40 @@ class Training(experiment.Training):
         total = self.workers.sum_tiles(partial, tiles, 4 * self.u_Nr.numel())
         self.factors.clear()
         return es.estimate_of(*total.view(2, 2, *self.u_Nr.shape))
+
+    def _measure(self, estimate: es.Estimate, iteration: int, decoder: tuple[Tensor, Tensor]) -> dict:
+        """How good an estimate is: its cosines to the gradient through time, seen and by the laws. It is compared with what it
+        estimates: the mean gradient g; or, of signs of differences, the mean of the sequences' g_i/|g_i|."""
+        config = self.config
+        sign, pairs, batch = config.fitness_shaping == "sign", config.population_pairs, config.batch_size
+        estimate_D = estimate.grad_v_Nr.flatten()
+        if config.perturbs == "both":
+            estimate_D = torch.cat((estimate.grad_u_Nr.flatten(), estimate_D))
+        streams = self.OWN + torch.arange(pairs) if config.own_data else torch.tensor([self.SHARED])
+        index_B = self.minibatch_index(iteration, streams, batch)
+        here = (self.u_Nr, self.v_Nr, decoder)
+        of_all = self.meter.sums(
+            self.minibatch_index(iteration, torch.tensor([self.MEASURED]), MEASURED_SEQUENCES), *here
+        )
+        cosine_minibatch = math.nan
+        if len(index_B) <= MEASURED_SEQUENCES:
+            # A sign of pairs that share a minibatch, or have several sequences, is that of these sequences' mean.
+            cosine_minibatch = self.meter.sums(index_B, *here).cosines_to_these(estimate_D)[sign and config.own_data]
+        cosine_gradient, cosine_units = of_all.cosines(estimate_D)
+        units = sign and config.own_data and batch == 1
+        _, dimensions = perturbed_dimensions(dataclasses.asdict(config))
+        noise = 1 / of_all.agreement if units else 1 + (of_all.batch_noise - 1) / batch
+        law = (pairs, dimensions * (SIGN_COST if sign else 1), noise, config.own_data)
+        known = noise > 0  # few sequences of little agreement may seem to cancel
+        return {
+            "cosine_minibatch": cosine_minibatch,
+            "cosine_minibatch_law": minibatch_cosine(*law) if known else math.nan,
+            "cosine_expected": cosine_units if units else cosine_gradient,
+            "cosine_expected_law": expected_cosine(*law) if known else math.nan,
+            "cosine_gradient": cosine_gradient,
+            "batch_noise": of_all.batch_noise,
+            "agreement": of_all.agreement,
+        }
 
     def _step_adapter(self, estimate: es.Estimate, rate: float) -> float:
         """Step θ along −ĝ; returns |Δθ| / |θ|."""

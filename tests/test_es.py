@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import pytest
 import torch
@@ -371,3 +372,30 @@ def test_the_dimensions_that_the_laws_count(changes, expected):
     """The brief's problem, a sequence a pair."""
     config = {"hidden_size": 2000, "rank": 32, "sequence_length": 20, "batch_size": 1, **changes}
     assert laws.perturbed_dimensions(config) == expected
+
+
+@pytest.mark.parametrize("own_data", [False, True])
+@pytest.mark.parametrize("sign", [False, True])
+def test_laws_with_batch_noise_on_made_up_gradients(sign, own_data):
+    """Linear losses, so that the laws are all there is: sequence i has the gradient m + n_i, of a fixed length where signs
+    are taken; the estimate of 300 pairs in 200 dimensions, many times."""
+    generator, pairs, dimensions, count = torch.Generator().manual_seed(0), 300, 200, 40
+    mean = torch.zeros(dimensions, dtype=torch.float64)
+    mean[0] = 1.0
+    noise = 9.0 if own_data else 3.0  # ρ − 1
+    seen = []
+    for _ in range(count):
+        eps = torch.randn(pairs, dimensions, generator=generator, dtype=torch.float64)
+        spread = torch.randn(pairs if own_data else 1, dimensions, generator=generator, dtype=torch.float64)
+        gradients = mean + spread * math.sqrt(noise / dimensions)
+        difference = (eps * gradients).sum(dim=1)
+        estimate = (eps * (difference.sign() if sign else difference)[:, None]).mean(dim=0)
+        if sign and own_data:
+            gradients = gradients / gradients.norm(dim=1, keepdim=True)
+        seen.append(
+            [float(torch.nn.functional.cosine_similarity(estimate, to, dim=0)) for to in (gradients.mean(0), mean)]
+        )
+    law = (pairs, dimensions * (laws.SIGN_COST if sign else 1), 1 + noise, own_data)
+    # One K of the law √(K / (K + D)) is what is left of ε(ε·g) along g; a sign leaves less of it.
+    assert statistics.fmean(x for x, _ in seen) == pytest.approx(laws.minibatch_cosine(*law), rel=0.06)
+    assert statistics.fmean(x for _, x in seen) == pytest.approx(laws.expected_cosine(*law), rel=0.06)

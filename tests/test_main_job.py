@@ -155,6 +155,47 @@ def test_a_failed_pair_leaves_the_projected_estimate(training_of):
     assert not training.factors  # nothing is kept longer than it is needed
 
 
+@pytest.mark.parametrize("perturbs", es.PERTURBED)
+@pytest.mark.parametrize("own_data", [False, True])
+def test_the_meter_compares_an_estimate_with_what_it_estimates(training_of, own_data, perturbs):
+    """With autograd's gradient of the shared minibatch; or, where signs of own sequences are taken, the mean of each one's
+    gradient divided by its length."""
+    training, problem = training_of(
+        own_data=own_data, batch_size=1 if own_data else 8, perturbs=perturbs, adapter_start="small", sigma=1e-3,
+        fitness_shaping="sign" if own_data else "raw", noise="rank1", population_pairs=12,
+    )  # fmt: skip
+    decoder = weight, bias = training.decoder.frozen_copy()
+    losses, failed = training._evaluate_population(1, 1e-3, decoder)
+    weights = es.pair_weights(losses, failed, training.config.fitness_shaping)
+    estimate = training._estimate(weights, 1, 1e-3)
+    measured = training._measure(estimate, 1, decoder)
+
+    streams = training.OWN + torch.arange(12) if own_data else torch.tensor([training.SHARED])
+    inputs, targets = training.minibatch(1, streams)
+    factors = [x.double().clone().requires_grad_() for x in (training.u_Nr, training.v_Nr)]
+    reservoir = problem.reservoir().to("cpu", torch.float64)
+    states = rollout_reference(reservoir, *factors, problem.leak, inputs.double().permute(0, 2, 1))
+    errors = states @ weight.double().T + bias.double() - targets.double().permute(0, 2, 1)
+    estimates = [estimate.grad_u_Nr, estimate.grad_v_Nr]
+    if perturbs == "v":
+        factors, estimates = factors[1:], estimates[1:]
+    total = 0
+    for loss in errors.square().mean(dim=(0, 2)):
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, factors, retain_graph=True)])
+        total = total + (gradient / gradient.norm() if own_data else gradient)
+    got = torch.cat([x.double().flatten() for x in estimates])
+    expected = float(got @ total / got.norm() / total.norm())
+    assert measured["cosine_minibatch"] == pytest.approx(expected, rel=1e-4)
+    # So few pairs still follow the laws, within their scatter: a dozen estimates would be needed to see them well.
+    assert abs(measured["cosine_minibatch"] - measured["cosine_minibatch_law"]) < 0.2
+
+
+def test_measuring_changes_nothing_but_the_metrics(main, reference, tmp_path):
+    results, lines = run(main, tmp_path / "run", measure_cosine_every=2)
+    assert results["theta_sha256"] == json.loads((reference() / "results.json").read_text())["theta_sha256"]
+    assert ["cosine_expected" in line for line in lines[1:]] == [line["iteration"] % 2 == 0 for line in lines[1:]]
+
+
 def test_rollouts_are_those_of_the_members_and_of_the_decoder(main, tmp_path):
     results, lines = run(main, tmp_path / "run", decoder_batch_size=5, decoder_steps=3)
     warm_up, iteration = 10 * 5, 2 * 9 * 8 + 3 * 5  # 10 steps; 9 pairs × 8 sequences, 3 steps

@@ -11,8 +11,8 @@ from reservoirpy.nodes import Ridge
 from scipy.sparse import csr_array
 
 from common.encoder import EMBEDDING
-from common.ridge import NormalEquations
 from common.reservoir import draw_reservoir
+from common.ridge import NormalEquations
 from common.rollout import Rollout
 
 STEPS, SEQUENCES = 21, 5
