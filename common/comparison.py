@@ -39,6 +39,11 @@ class Group:
         return self.results[0]["config"].get("train_sequences")
 
     @property
+    def decoder(self) -> str:
+        """How its own decoder is trained; results of before there was a choice are of Adam's."""
+        return self.results[0]["config"].get("decoder", "adam")
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(r["seed"] for r in self.results)
 

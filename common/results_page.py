@@ -41,18 +41,19 @@ problem: same data, encoder, reservoir and test set (the same `problem_id`).
 **Floor and ceiling.** A floor is a frozen reservoir of which only the readout is trained; a ceiling trains the
 adapter by backpropagation through time; a reference is a bar outside the comparison. *Gap closed* is 0 % at the best
 floor and 100 % at the best ceiling, on two scales. Under *test MSE* every model is scored with its own decoder,
-trained by Adam. Under *ridge refit* the decoder of every model is replaced by a ridge regression on its final states,
+trained by Adam or, where marked ‡, by recursive least squares. Under *ridge refit* the decoder of every model is replaced by a ridge regression on its final states,
 in float64, fitted on all training sequences of the run (50,000 at most), its penalty chosen on validation: this
 compares cores, whatever their decoders. Rows with other numbers of training sequences differ in it, too.
 
 **Pairs.** The controlled comparison is with the floor of the same preset name and training sequences. Differences are
 method − floor for each seed that both have; their mean is given ± half its 95 % t interval. An interval without zero
 ("lower", "higher") says that on this problem the method's mean over seeds differs from the floor's; as all seeds
-share one reservoir and one test set, it says nothing about others. A method gives its decoder the floor's training in the preset
-of the same name; a ceiling, whose decoder learns in the same step as its core, does not, and only its ridge column compares
-cores alone. SPEC.md defines every column.
+share one reservoir and one test set, it says nothing about others. Only the ridge column compares cores alone: under *test MSE* a
+difference is also that of how the decoders were trained, wherever one is marked ‡, and for a ceiling, whose decoder learns in
+the same step as its core. SPEC.md defines every column.
 """
 UNCOMMITTED = "† Code was not, or not known to be, as committed when this ran; the result file holds its hashes."
+OTHER_DECODER = "‡ Its own decoder is a recursive ridge regression; all others are trained by Adam."
 OUTSIDE = {"floor": " (floor)", "ceiling": " (ceiling)", "reference": " (reference)", None: ""}
 MISSING = "—"
 
@@ -141,7 +142,7 @@ def _cells(group: Group, scales: list[Scale]) -> list[str]:
         _link(group),
         group.preset,
         _listed_seeds(group.seeds),
-        mean_and_spread(group.values("test_mse")),
+        mean_and_spread(group.values("test_mse")) + _decoder_mark(group),
         mean_and_spread(group.values("test_mse_last_frame")),
         mean_and_spread(group.values("ridge_test_mse")),
         *(percent(scale.gap_closed(group)) for scale in scales),
@@ -152,6 +153,10 @@ def _cells(group: Group, scales: list[Scale]) -> list[str]:
         _listed(map(_source, group.results)),
         _verdict(group),
     ]
+
+
+def _decoder_mark(group: Group) -> str:
+    return "" if group.decoder == "adam" else " ‡"
 
 
 def _pairs(groups: list[Group]) -> list[str]:
@@ -169,7 +174,8 @@ def _pairs(groups: list[Group]) -> list[str]:
             cells = [_link(group), group.preset, _listed_seeds(seeds)]
             for key in ("test_mse", "ridge_test_mse"):
                 difference = paired_difference(group, floor, key)
-                cells.append(f"{difference}: {difference.verdict}")
+                mark = _decoder_mark(group) if key == "test_mse" and group.decoder != floor.decoder else ""
+                cells.append(f"{difference}: {difference.verdict}{mark}")
             rows.append(cells)
     if not any(group.role == "floor" for group in groups):
         return []
@@ -256,6 +262,10 @@ def _of_a_method(group: Group, groups: list[Group], scales: list[Scale]) -> str:
             difference = paired_difference(group, floor, scale.key)
             parts.append(f"{difference} {where} ({told.get(difference.verdict, 'not distinguishable')})")
         sentences.append(f"Paired with the floor of its own preset over {len(seeds)} seeds: {', '.join(parts)}.")
+        if group.decoder != floor.decoder:
+            sentences.append(
+                "Its own decoder is of another kind than the floor's: only the ridge refits compare cores."
+            )
     return " ".join(sentences)
 
 
@@ -279,6 +289,7 @@ def render_problem(results: list[dict], main: list[dict] | None = None, figures:
         "\n".join(f"- {sentence}" for sentence in _findings(results, groups, scales)),
         _ladder(results, groups, scales),
         *([UNCOMMITTED] if any(map(_uncommitted, results)) else []),
+        *([OTHER_DECODER] if any(group.decoder != "adam" for group in groups) else []),
         *_pairs(groups),
         f"The problem: {description}.",
     ]

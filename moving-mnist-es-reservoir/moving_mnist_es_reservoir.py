@@ -403,14 +403,16 @@ class Training(experiment.Training):
         of_all = self.meter.sums(
             self.minibatch_index(iteration, torch.tensor([self.MEASURED]), MEASURED_SEQUENCES), *here
         )
+        # The sign of a pair that has several sequences, or shares a minibatch, is that of their mean: no unit of theirs.
+        units = sign and config.own_data and batch == 1
         cosine_minibatch = math.nan
         if len(index_B) <= MEASURED_SEQUENCES:
-            # A sign of pairs that share a minibatch, or have several sequences, is that of these sequences' mean.
-            cosine_minibatch = self.meter.sums(index_B, *here).cosines_to_these(estimate_D)[sign and config.own_data]
+            cosine_minibatch = self.meter.sums(index_B, *here).cosines_to_these(estimate_D)[units]
         cosine_gradient, cosine_units = of_all.cosines(estimate_D)
-        units = sign and config.own_data and batch == 1
         _, dimensions = perturbed_dimensions(dataclasses.asdict(config))
-        noise = 1 / of_all.agreement if units else 1 + (of_all.batch_noise - 1) / batch
+        noise = 1 + (of_all.batch_noise - 1) / batch
+        if units:
+            noise = 1 / of_all.agreement if of_all.agreement else math.nan
         law = (pairs, dimensions * (SIGN_COST if sign else 1), noise, config.own_data)
         known = noise > 0  # few sequences of little agreement may seem to cancel
         return {

@@ -1,4 +1,4 @@
-"""Draw a saved run of moving_mnist_es_reservoir: five figures in viz/. Reads files only, never trains.
+"""Draw a saved run of moving_mnist_es_reservoir: five figures in viz/, or six (see 6.). Reads files only, never trains.
 
 python visualize_moving_mnist_es_reservoir.py                  # the committed results, laptop preset, seed 0
 python visualize_moving_mnist_es_reservoir.py --run runs/laptop-seed0 --out /some/folder
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from common.errors import run_main
 from common.figures import (
@@ -29,6 +29,7 @@ from common.figures import (
     broken_axes,
     curve_with_mean,
     describe,
+    downsample,
     draw_references,
     figure_arguments,
     headed_figure,
@@ -533,12 +534,100 @@ def _size_panel(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, title: st
     axes.set_ylim(*((y.min() / 1.3, y.max() * 1.3) if logarithmic else (0, 1.08 * y.max() or 1.0)))
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# 6. The estimate against the gradient through time
+
+
+def cosine_to_gradient(run: SavedRun) -> Figure | None:
+    """Cosines of ĝ to what it estimates, seen and by the laws, over ρ₁ and κ, which the laws need; None where the run
+    measured none."""
+    if not len(run.column("cosine_expected")[0]):
+        return None
+    nowhere = np.full_like(run.history["iteration"], np.nan)
+    expected, law, gradient = (
+        run.history.get(key, nowhere) for key in ("cosine_expected", "cosine_expected_law", "cosine_gradient")
+    )
+    # Signs of single sequences' differences estimate the mean of unit gradients; all else the gradient of the mean loss.
+    units = bool(np.isfinite(gradient).any()) and not np.array_equal(gradient, expected, equal_nan=True)
+    both = np.isfinite(expected) & np.isfinite(law)
+    seen = expected[both] if both.any() else expected[np.isfinite(expected)]
+    mean = f"{seen.mean():.4f}"
+    if len(seen) > 1:
+        mean += f" ± {seen.std(ddof=1) / math.sqrt(len(seen)):.4f}"
+    by_law = f", {law[both].mean():.4f} by the law" if both.any() else ""
+    count = f"mean ± standard error of {len(seen):,} measurements" if len(seen) > 1 else "one measurement"
+    figure = headed_figure(
+        10.5,
+        8.6,
+        f"Cosine of ĝ to the mean {'unit ' * units}gradient: {mean.replace('-', '−')} seen{by_law}",
+        f"{count} · {describe(run.results)}",
+        legend_rows=2,
+    )
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1.9, 1, 1])
+
+    curves = [
+        ("cosine_minibatch", BLUE, "on its own sequences"),
+        ("cosine_expected", VERMILION, "in expectation"),
+    ]
+    handles, drawn = [], [0.0]
+    top.axhline(0, color=GREY, lw=0.8)
+    for key, colour, name in curves:
+        handles.append(_measured(top, run, key, colour, name))
+        handles.append(_measured(top, run, f"{key}_law", colour, "law", dashed=True))
+        drawn += [*run.column(key)[1], *run.column(f"{key}_law")[1]]
+    if units:
+        handles.append(_measured(top, run, "cosine_gradient", GREEN, "to the gradient of the mean loss"))
+        drawn += [*run.column("cosine_gradient")[1]]
+    top.set_title(f"Cosine of ĝ to what it estimates: the mean over sequences of {'gᵢ/|gᵢ|' if units else 'gᵢ'}")
+    top.set(ylabel="cosine", ylim=robust_limits(drawn, share=1.0))
+    _log_panel(middle, run, "batch_noise", ORANGE, "Noise of one sequence's gradient: ρ₁ = E|gᵢ|² / |E gᵢ|²", "ρ₁")
+    _log_panel(bottom, run, "agreement", INK, "Agreement of the sequences' directions: κ = |E gᵢ/|gᵢ||²", "κ")
+    bottom.set(xlabel="ES iteration", xlim=(0, run.history["iteration"][-1]))
+    header_legend(figure, handles, columns=(len(handles) + 1) // 2)
+    return figure
+
+
+def _measured(axes: Axes, run: SavedRun, key: str, colour: str, name: str, dashed: bool = False) -> Line2D:
+    """Draw a column, dashed (a law) or with a mark for each value; returns its legend entry, with its mean."""
+    x, y = run.column(key)
+    mark = {"marker": "_" if dashed and len(x) == 1 else "" if dashed or len(x) > 150 else "."}  # one value has no line
+    look = {"color": colour, "ms": 7} | mark
+    if dashed:
+        look |= {"lw": 1.6, "dashes": (5, 2), "mew": 1.6, "zorder": 4}
+    else:
+        look |= {"lw": 1.0, "mew": 0, "alpha": 0.45 if len(x) > 150 else 1.0}  # the law must be seen through them
+    axes.plot(*downsample(x, y), **look, clip_on=False)
+    value = f"mean {y.mean():.3g}".replace("-", "−") if len(y) else "not known"
+    return Line2D([], [], **look, label=f"{name}: {value}")
+
+
+def _log_panel(axes: Axes, run: SavedRun, key: str, colour: str, title: str, label: str) -> None:
+    """A measured quantity on a log axis; the title says how many values are not positive, which estimates of it can be."""
+    x, y = run.column(key)
+    positive = y > 0
+    beyond = f"  ({np.count_nonzero(~positive):,} of {len(y):,} values ≤ 0)" if not positive.all() else ""
+    axes.set_title(title + beyond)
+    axes.set_ylabel(label)
+    if not positive.any():
+        axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        return
+    x, y = x[positive], y[positive]
+    axes.plot(*downsample(x, y), color=colour, lw=1.0, marker="." if len(x) <= 150 else "", ms=7, mew=0, clip_on=False)
+    # A factor of 2.5 is as far as neighbours of 1, 2 and 5 are apart: there is always a tick.
+    low, high = y.min() / 1.6, y.max() * 1.6
+    axes.set(yscale="log", ylim=(low, high))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 FIGURES = {
     "training_curves": training_curves,
     "prediction_vs_target": prediction_vs_target,
     "adapter_spectra": adapter_spectra,
     "hidden_activity": hidden_activity,
     "gradient_quality": gradient_quality,
+    "cosine_to_gradient": cosine_to_gradient,
 }
 
 
@@ -548,7 +637,8 @@ def main(argv: list[str] | None = None) -> int:
     with style():
         figures = {name: draw(run) for name, draw in FIGURES.items()}
         for name, figure in figures.items():
-            print(save_png(figure, options.out / "viz" / f"{name}.png"))
+            if figure is not None:
+                print(save_png(figure, options.out / "viz" / f"{name}.png"))
     return 0
 
 

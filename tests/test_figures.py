@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -305,6 +306,106 @@ def test_gradient_quality_draws_law_and_noise_band(run_folder):
     assert figure.axes[0].get_ylabel() == "|ĝ| of shaped losses"
     band = figure.axes[1].patches[0]
     assert (band.get_y(), band.get_height()) == pytest.approx((-1 / 12, 2 / 12)), "±1/√144"
+
+
+MEASURED = {
+    "cosine_minibatch": [0.2, 0.3, 0.25],
+    "cosine_minibatch_law": [0.22, 0.23, 0.24],
+    "cosine_expected": [0.05, -0.01, 0.08],
+    "cosine_expected_law": [0.06, 0.05, 0.04],
+    "cosine_gradient": [0.03, 0.02, 0.07],
+    "batch_noise": [40.0, 50.0, 60.0],
+    "agreement": [0.05, 0.04, 0.03],
+}
+
+
+def measured_run(folder: Path, **changed) -> figures.SavedRun:
+    """The synthetic run, with measurements in iterations 4, 8 and 12: those of MEASURED, or as told (None: key missing)."""
+    path = synthetic_run(folder) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    columns = {key: values for key, values in {**MEASURED, **changed}.items() if values is not None}
+    for i in range(3):
+        lines[4 * i + 4] |= {key: values[i] for key, values in columns.items()}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return figures.load_run(folder, folder, load_stub(VISUALIZE).SHAPES)
+
+
+def measured_figure(run: figures.SavedRun) -> Figure:
+    with figures.style():
+        return load_stub(VISUALIZE).cosine_to_gradient(run)
+
+
+def header(figure: Figure) -> tuple[str, list[str]]:
+    """Title and legend."""
+    return figure.texts[0].get_text().replace("\n", " "), [text.get_text() for text in figure.legends[0].texts]
+
+
+def drawn_lines(axes) -> list[tuple[list, list]]:
+    """Data of the curves, without horizontal lines across the axes."""
+    lines = [line for line in axes.lines if line.get_transform() == axes.transData]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+
+
+def test_a_measured_run_gets_a_figure_more(tmp_path, capsys):
+    measured_run(tmp_path / "run")
+    load_stub(VISUALIZE).main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert {path.stem for path in (tmp_path / "out/viz").iterdir()} == PNGS | {"cosine_to_gradient"}
+    assert [Path(line).stem for line in capsys.readouterr().out.split()][-1] == "cosine_to_gradient"
+    with Image.open(tmp_path / "out/viz/cosine_to_gradient.png") as picture:
+        assert picture.size[0] > 1000 and picture.size[1] > 500
+
+
+@pytest.mark.parametrize("cosines", [None, [None] * 3, [math.nan] * 3], ids=["missing", "null", "NaN"])
+def test_a_run_without_an_expected_cosine_gets_no_figure_of_it(cosines, tmp_path):
+    assert measured_figure(measured_run(tmp_path, cosine_expected=cosines)) is None
+
+
+def test_cosine_to_gradient_draws_the_measurements_beside_the_laws(tmp_path):
+    figure = measured_figure(measured_run(tmp_path))
+    cosines, noise, agreement = figure.axes
+    at = [4, 8, 12]
+    assert drawn_lines(cosines) == [(at, MEASURED[key]) for key in list(MEASURED)[:5]]
+    dashed = [line.is_dashed() for line in cosines.lines if line.get_transform() == cosines.transData]
+    assert dashed == [False, True, False, True, False], "seen with marks, laws dashed"
+    assert drawn_lines(noise) == [(at, MEASURED["batch_noise"])]
+    assert drawn_lines(agreement) == [(at, MEASURED["agreement"])]
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log", "log"]
+    low, high = cosines.get_ylim()
+    assert -0.05 < low < -0.01 and 0.3 < high < 0.35
+    title, legend = header(figure)
+    assert title == "Cosine of ĝ to the mean unit gradient: 0.0400 ± 0.0265 seen, 0.0500 by the law"
+    assert [text.split()[-1] for text in legend] == ["0.25", "0.23", "0.04", "0.05", "0.04"]
+
+
+def test_the_gradient_has_a_curve_of_its_own_only_where_the_estimate_is_of_something_else(tmp_path):
+    figure = measured_figure(measured_run(tmp_path, cosine_gradient=MEASURED["cosine_expected"]))
+    assert len(drawn_lines(figure.axes[0])) == 4 and len(header(figure)[1]) == 4
+    assert header(figure)[0].startswith("Cosine of ĝ to the mean gradient: 0.0400")
+
+
+@pytest.mark.parametrize("ending", [None, math.nan], ids=["null", "NaN"])
+def test_cosine_to_gradient_leaves_out_what_is_not_known(ending, tmp_path):
+    changed = {key: [*values[:2], ending] for key, values in MEASURED.items()}
+    changed |= {"cosine_minibatch": [ending] * 3, "cosine_minibatch_law": None, "agreement": [0.05, -0.01, 0.0]}
+    figure = measured_figure(measured_run(tmp_path, **changed))
+    cosines, noise, agreement = figure.axes
+    known = [(x, y) for x, y in drawn_lines(cosines) if x]
+    assert known == [([4, 8], MEASURED[key][:2]) for key in list(MEASURED)[2:5]]
+    assert drawn_lines(noise) == [([4, 8], [40, 50])]
+    assert drawn_lines(agreement) == [([4], [0.05])] and "2 of 3 values ≤ 0" in agreement.get_title(loc="left")
+    title, legend = header(figure)
+    assert "0.0200 ± 0.0300 seen, 0.0550 by the law" in title
+    assert [text.endswith("not known") for text in legend] == [True, True, False, False, False]
+
+
+def test_cosine_to_gradient_of_one_measurement_shows_it(tmp_path):
+    one = {key: [None, values[1], None] for key, values in MEASURED.items()}
+    run = measured_run(tmp_path, **one | {"batch_noise": None, "agreement": [-0.01] * 3, "cosine_expected_law": None})
+    figure = measured_figure(run)
+    assert header(figure)[0] == "Cosine of ĝ to the mean unit gradient: −0.0100 seen"
+    lines = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [8]]
+    assert [line.get_marker() for line in lines] == [".", "_", ".", "."]
+    assert [axes.texts[0].get_text() for axes in figure.axes[1:]] == ["not known"] * 2
 
 
 def test_gif_shows_saved_checkpoints_in_order_and_holds_the_last():

@@ -256,6 +256,22 @@ def test_disagreeing_seeds_and_dirty_sources_are_shown():
     assert "†" not in render([result()])
 
 
+def test_a_decoder_of_another_kind_than_the_floors_is_marked_wherever_it_is_compared():
+    floor = seeds(
+        [0.65, 0.66], stub=FLOOR, role="floor", config=trained_on(10_000)
+    )  # of before there was a choice: Adam's
+    ceiling = seeds([0.5], stub=CEILING, role="ceiling", config=trained_on(10_000))
+    ridge = seeds([0.63, 0.64], config={**trained_on(10_000), "decoder": "ridge"})
+    text = render(floor + ceiling + ridge)
+    assert row(text, f"[{SLUG}]", "laptop")[3].endswith(" ‡") and "‡" not in row(text, f"[{FLOOR}]", "laptop")[3]
+    (pair,) = [line for line in text.splitlines() if line.startswith(f"| [{SLUG}]") and ": " in line]
+    own, refitted = pair.strip("| ").split(" | ")[3:]
+    assert own.endswith(" ‡") and "‡" not in refitted
+    assert "of another kind than the floor's" in text and "‡ Its own decoder" in text
+    same = render(floor + ceiling + seeds([0.63, 0.64], config={**trained_on(10_000), "decoder": "adam"}))
+    assert "another kind" not in same and "‡ Its" not in same
+
+
 def test_a_stale_results_page_is_noticed(root):
     assert catalog.main(["results", "--check", "--root", str(root)]) == 0
     commit(root, result(seed=1, test_mse=0.7))
