@@ -32,8 +32,8 @@ class DecoderSettings:
     """The part of a Config that says how the decoder is trained; the last three belong to "ridge"."""
 
     decoder: str = setting("adam", "Adam steps, or recursive least squares with a ridge penalty", choices=DECODERS)
-    decoder_penalty: float = setting(0.01, "of ridge, relative to the states' mean square", least=1e-6, most=1e6)
-    decoder_memory: float = setting(3000, "sequences after which ridge has forgotten all but 1/e", least=1, most=1e12)
+    decoder_penalty: float = setting(0.01, "of ridge, relative to the states' mean square", above=0, most=1e6)
+    decoder_memory: float = setting(3000.0, "sequences after which ridge has forgotten all but 1/e", above=0, most=1e12)
     decoder_refit: int = setting(20, "minibatches from one solve of ridge to the next", least=1, most=10**9)
 
 
@@ -140,8 +140,11 @@ class RidgeDecoder(Decoder):
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Solve for Wout and bout now. Too little read for a solution: they stay."""
-        weights_FE = self.equations.solve(self.penalty)
+        """Solve for Wout and bout now. Where too little was read for so small a penalty to give a solution, they stay."""
+        try:
+            weights_FE = self.equations.solve(self.penalty)
+        except torch.linalg.LinAlgError:
+            return
         if weights_FE.isfinite().all():
             self.linear.weight.copy_(weights_FE[:-1].T)
             self.linear.bias.copy_(weights_FE[-1])

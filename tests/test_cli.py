@@ -61,10 +61,12 @@ def nothing_written(tmp_path, monkeypatch):
 # --- Values ----------------------------------------------------------------------------------------------------------
 
 POSITIVE_INTEGERS = """hidden-size rank in-degree population-pairs batch-size sequence-length iterations train-sequences
-    validation-sequences test-sequences decoder-steps decoder-batch-size checkpoint-every evaluate-every""".split()
-INTEGERS_FROM_ZERO = "seed data-seed encoder-seed reservoir-seed threads decoder-warmup patience".split()
+    validation-sequences test-sequences decoder-steps decoder-batch-size decoder-refit checkpoint-every
+    evaluate-every""".split()
+INTEGERS_FROM_ZERO = """seed data-seed encoder-seed reservoir-seed threads decoder-warmup patience
+    measure-cosine-every""".split()
 POSITIVE_NUMBERS = """sigma u-scale sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
-    failure-loss rank-timeout""".split()
+    failure-loss rank-timeout decoder-penalty decoder-memory""".split()
 NO_INTEGER = ("x", "", "1.5", "1e3", "nan", "inf", "-inf", "-1", "-3.5", "-1e3")
 NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
 
@@ -86,6 +88,7 @@ NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
         ("preset", "huge", "one of auto, smoke, laptop, brief, h200"),
         ("noise", "cauchy", "one of gaussian, rank1"),
         ("fitness-shaping", "Raw", "one of raw, zscore, centered-rank"),
+        ("decoder", "rls", "one of adam, ridge"),
         ("optimizer", "adamw", "one of sgd, adam"),
         ("failure", "ignore", "one of remove, penalise"),
         ("device", "tpu", "one of auto, cpu, cuda"),

@@ -219,6 +219,14 @@ def test_a_recursive_ridge_tells_the_loss_before_it_has_read_the_minibatch_and_s
     assert solved == [1, 2, 4, 6, 8, 12]  # powers of two, then every sixth
 
 
+def test_a_recursive_ridge_stays_where_its_equations_have_no_solution():
+    decoder = RidgeDecoder(7, "cpu", 1e-300, 100.0, refit=1)
+    states = torch.zeros(7, 1, 1)
+    states[0] = 1.0  # six units at rest, and next to no penalty
+    assert np.isfinite(decoder.step(states, torch.ones(1, EMBEDDING, 1)))
+    assert not decoder.linear.weight.any() and not decoder.linear.bias.any()
+
+
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 @pytest.mark.parametrize("make", [AdamDecoder, lambda size: RidgeDecoder(size, "cpu", 1e-3, 100.0, refit=1)])
 def test_a_decoder_learns_nothing_from_states_that_are_not_finite(make, broken):
