@@ -22,7 +22,7 @@ from common.rollout import GaussianAdapter, RankOneAdapter
 NOISES = ("gaussian", "rank1")
 PERTURBED = ("both", "v")
 PROJECTIONS = ("none", "visited")
-SHAPINGS = ("raw", "zscore", "centered-rank", "sign")
+SHAPINGS = ("raw", "zscore", "centered-rank", "sign", "normal-score")
 FAILURES = ("remove", "penalise")
 SIGMA_SCHEDULES = ("fixed", "cosine", "adaptive")
 CHUNKS_AT_ONCE = 2  # of pairs whose sums wait to be added
@@ -163,12 +163,29 @@ def shape_fitness(losses_M: Tensor, method: str) -> Tensor:
     if method == "zscore":
         spread = losses_M.std(correction=0)
         return (losses_M - losses_M.mean()) / spread if spread > 0 else torch.zeros_like(losses_M)
-    # The mean rank of ties is (number below + number not above − 1) / 2, whatever order a sort would leave them in.
-    ordered_M = losses_M.sort().values
-    below_M = torch.searchsorted(ordered_M, losses_M, side="left")
-    not_above_M = torch.searchsorted(ordered_M, losses_M, side="right")
-    rank_M = (below_M + not_above_M - 1).to(torch.float64) / 2
-    return rank_M / max(len(losses_M) - 1, 1) - 0.5
+    return _ranks(losses_M) / max(len(losses_M) - 1, 1) - 0.5
+
+
+def _ranks(values_M: Tensor) -> Tensor:
+    """Ranks from 0, float64 (M,). The mean rank of ties is (number below + number not above − 1) / 2, whatever order a sort would
+    leave them in."""
+    ordered_M = values_M.sort().values
+    below_M = torch.searchsorted(ordered_M, values_M, side="left")
+    not_above_M = torch.searchsorted(ordered_M, values_M, side="right")
+    return (below_M + not_above_M - 1).to(torch.float64) / 2
+
+
+def shape_differences(difference_P: Tensor, method: str) -> Tensor:
+    """Differences L⁺ − L⁻ of the surviving pairs, float64 (P,), to weights (P,) of the same signs.
+
+    sign: their signs, which count all pairs alike. normal-score: sign(d) Φ⁻¹(½ + (rank(|d|) + ½) / 2P), the normal scores of
+    signed ranks (van der Waerden 1952; Fraser 1957): as efficient as the differences themselves where these are normal, and
+    no single pair weighs much more than others where their tails are heavy.
+    """
+    if method == "sign":
+        return difference_P.sign()
+    share_P = (_ranks(difference_P.abs()) + 0.5) / len(difference_P)
+    return difference_P.sign() * math.sqrt(2) * torch.erfinv(share_P)
 
 
 @dataclass(frozen=True)
@@ -191,8 +208,8 @@ def pair_weights(
 
     failure "remove": a pair with a failed member (failed_K2) leaves the update. "penalise": a failed member gets
     `failure_loss`, as in the brief, and takes part. Measured losses are clipped at `loss_clip` before shaping.
-    shaping: of `shape_fitness`, or "sign": the sign of each pair's difference, which counts all pairs alike. Where pairs have
-    sequences of their own, the losses of some differ a hundred times as much as those of others.
+    shaping: of `shape_fitness`, or of `shape_differences`. The latter are for pairs that have sequences of their own: those of some
+    differ a hundred times as much as those of others, and sequences differ more than the members of a pair.
     """
     losses_K2 = losses_K2.clamp(max=loss_clip)
     if failure == "penalise":
@@ -203,8 +220,8 @@ def pair_weights(
     difference_K = torch.zeros(len(losses_K2), dtype=torch.float64)
     if surviving_K.any():
         survivors_P2 = losses_K2[surviving_K]
-        if shaping == "sign":
-            difference_K[surviving_K] = (survivors_P2[:, 0] - survivors_P2[:, 1]).sign()
+        if shaping in ("sign", "normal-score"):
+            difference_K[surviving_K] = shape_differences(survivors_P2[:, 0] - survivors_P2[:, 1], shaping)
         else:
             utilities_P2 = shape_fitness(survivors_P2.flatten(), shaping).unflatten(0, (-1, 2))
             difference_K[surviving_K] = utilities_P2[:, 0] - utilities_P2[:, 1]

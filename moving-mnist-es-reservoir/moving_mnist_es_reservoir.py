@@ -96,11 +96,11 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
 
 
-# V alone, U random; each pair on a sequence of its own, its noise projected on the states that it visited; of each pair only
-# which of its members was better.
+# V alone, U random; each pair on a sequence of its own, its noise projected on the states that it visited; normal scores of the
+# pairs' differences, for sequences differ much in how steep they are.
 LAPTOP = dict(
     iterations=600, population_pairs=256, batch_size=1, own_data=True, noise="rank1", perturbs="v", adapter_start="zero-v",
-    u_scale=3.0, noise_projection="visited", fitness_shaping="sign", sigma=0.011, learning_rate=3e-3, evaluate_every=20,
+    u_scale=3.0, noise_projection="visited", fitness_shaping="normal-score", sigma=0.011, learning_rate=3e-3, evaluate_every=20,
     decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
 # Of presets that other experiments have too, the decoder's training is that of the floor (reservoir-readout-only): as many

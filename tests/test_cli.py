@@ -87,7 +87,7 @@ NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
         ("digits", "one", "one of 1, 2"),
         ("preset", "huge", "one of auto, smoke, laptop, brief, h200"),
         ("noise", "cauchy", "one of gaussian, rank1"),
-        ("fitness-shaping", "Raw", "one of raw, zscore, centered-rank"),
+        ("fitness-shaping", "Raw", "one of raw, zscore, centered-rank, sign, normal-score"),
         ("decoder", "rls", "one of adam, ridge"),
         ("optimizer", "adamw", "one of sgd, adam"),
         ("failure", "ignore", "one of remove, penalise"),
