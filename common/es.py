@@ -10,7 +10,7 @@ pairs of ±1 noise, half a kilobyte a pair (`_packed_signs`). Only noise that is
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -78,6 +78,10 @@ class RankOneNoise:
     size: int
     rank: int
     perturbs: str = "both"  # or V alone: a = 0
+    u_size: float = 1.0  # a has entries of this size
+    basis_Nk: Tensor | None = field(
+        default=None, compare=False
+    )  # orthonormal: a = √(N/k) Q s with ±1 entries of s (k,)
 
     # Pairs whose bits are made together, and a task of `weighted_sum`. A GPU is asked for few, large operations.
     CHUNK = {"cpu": 64, "cuda": 4096}
@@ -94,7 +98,23 @@ class RankOneNoise:
         else:
             draw = signs(self.seed, Purpose.NOISE, (pairs_P, iteration), count, pairs_P.device)
         a_PN, b_Pr, c_PN, d_Pr = draw.split((self.size, self.rank, self.size, self.rank), dim=1)
-        return torch.zeros_like(a_PN) if self.perturbs == "v" else a_PN, b_Pr, c_PN, d_Pr
+        if self.perturbs == "v":
+            return torch.zeros_like(a_PN), b_Pr, c_PN, d_Pr
+        if self.basis_Nk is not None:
+            directions = self.basis_Nk.shape[1]
+            a_PN = a_PN[:, :directions] @ (self.basis_Nk.T * math.sqrt(self.size / directions))
+        return a_PN if self.u_size == 1 else a_PN * self.u_size, b_Pr, c_PN, d_Pr
+
+    def within(self, basis_Nk: Tensor) -> "RankOneNoise":
+        """The same noise with that of U confined to the span of orthonormal columns, float32 (N, k), and as long as before."""
+        return replace(self, basis_Nk=basis_Nk)
+
+    def for_update(self, factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Factors by which the weighted sum is an estimate of the gradient, where those of the perturbation have another size: of
+        U's its projection on the basis."""
+        share = 1.0 if self.basis_Nk is None else self.basis_Nk.shape[1] / self.size
+        scale = share / self.u_size**2
+        return factors if scale == 1 else (factors[0] * scale, *factors[1:])
 
     def adapter(self, u_Nr: Tensor, v_Nr: Tensor, iteration: int, pairs_P: Tensor, sigma: float):
         """The members θ ± σε of these pairs, ready for a rollout tile."""
@@ -106,7 +126,7 @@ class RankOneNoise:
 
         def partial(chunk):
             pairs_P, weights_GP = chunk
-            return weighted_outer(weights_GP, self.draw(iteration, pairs_P))
+            return weighted_outer(weights_GP, self.for_update(self.draw(iteration, pairs_P)))
 
         chunk = self.CHUNK[weights_GK.device.type]
         return _sum_chunks(partial, weights_GK, chunk, (self.size, self.rank), map_tasks)
@@ -146,8 +166,24 @@ def _sum_chunks(partial, weights_GK: Tensor, chunk: int, shape: tuple[int, int],
     return sum_u_GNr, sum_v_GNr
 
 
-def make_noise(kind: str, seed: int, size: int, rank: int, perturbs: str = "both") -> GaussianNoise | RankOneNoise:
-    return {"gaussian": GaussianNoise, "rank1": RankOneNoise}[kind](seed, size, rank, perturbs)
+def make_noise(
+    kind: str, seed: int, size: int, rank: int, perturbs: str = "both", u_size: float = 1.0
+) -> GaussianNoise | RankOneNoise:
+    """u_size: of U's noise relative to V's; rank-one noise only."""
+    if kind == "gaussian":
+        return GaussianNoise(seed, size, rank, perturbs)
+    return RankOneNoise(seed, size, rank, perturbs, u_size)
+
+
+def first_directions(weight_EN: Tensor, count: int) -> Tensor:
+    """Orthonormal float32 (N, count): the right singular vectors of Wout (E, N) of the largest singular values.
+
+    By the eigenvectors of Wout Woutᵀ in float64, E × E. U's gradient Σ δ pᵀ lies near them, for δ comes from Woutᵀ times an
+    error first of all. Noise of a subspace that is likely to hold the gradient: Maheswaranathan et al. 2019, arXiv:1806.10230.
+    """
+    weight_EN = weight_EN.to(torch.float64)
+    vectors_EE = torch.linalg.eigh(weight_EN @ weight_EN.T).eigenvectors
+    return torch.linalg.qr(weight_EN.T @ vectors_EE[:, -count:].flip(1)).Q.to(torch.float32)
 
 
 # --- Fitness shaping -------------------------------------------------------------------------------------------------

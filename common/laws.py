@@ -42,10 +42,11 @@ def perturbed_dimensions(config: Mapping) -> tuple[int, int]:
     """
     size, rank, both = config["hidden_size"], config["rank"], config.get("perturbs", "both") == "both"
     visited = (config["sequence_length"] - 1) * config["batch_size"]
-    every = size * rank * (2 if both else 1)
+    rows_u = (config.get("u_directions", 0) or size) if both else 0
+    every = (size + rows_u) * rank
     if config.get("noise_projection", "none") == "none":
         return every, every
-    return every, rank * min(size, visited) + (size * min(rank, visited) if both else 0)
+    return every, rank * min(size, visited) + rows_u * min(rank, visited)
 
 
 def half_population_cosine(pairs: int, dimensions: int) -> float:

@@ -69,6 +69,10 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
     perturbs: str = setting(
         "both", "what the noise is added to, and ES trains: U and V, or V alone", choices=es.PERTURBED
     )
+    u_directions: int = setting(
+        0, "confine U's noise to so many first singular directions of Woutᵀ; 0: to none", least=0, most=EMBEDDING
+    )
+    u_sigma_ratio: float = setting(1.0, "σ of U's noise as a multiple of --sigma", above=0, most=1e6)
     noise_projection: str = setting(
         "none", "visited: leave out of the estimate what of a pair's noise met no state", choices=es.PROJECTIONS
     )
@@ -87,6 +91,7 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
     guard: float = setting(0.95, "a member fails when RMS(h) exceeds this", above=0)
     optimizer: str = setting("adam", "what steps θ along the estimate", choices=("sgd", "adam"))
     learning_rate: float = setting(1e-4, "of θ", above=0, most=1e30)
+    u_rate_ratio: float = setting(1.0, "learning rate of U as a multiple of --learning-rate", above=0, most=1e6)
     momentum: float = setting(0.9, "of SGD", least=0, most=0.999)
     # The decoder
     decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0, most=1e30)
@@ -145,6 +150,13 @@ def parse_arguments(argv: list[str] | None):
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
     if config.noise_projection == "visited" and config.noise != "rank1":
         raise BadInput(f"--noise-projection visited needs --noise rank1, not {config.noise}")
+    of_u = config.u_directions or config.u_sigma_ratio != 1
+    if of_u and (config.noise != "rank1" or config.perturbs != "both"):
+        raise BadInput(
+            "--u-directions and --u-sigma-ratio are about rank-one noise of U: --noise rank1 --perturbs both"
+        )
+    if config.u_directions > config.hidden_size:
+        raise BadInput(f"--u-directions must not exceed --hidden-size: {config.u_directions} > {config.hidden_size}")
     if config.perturbs == "v" and config.adapter_start == "zero-u":
         raise BadInput(
             "--perturbs v leaves U as it starts; at --adapter-start zero-u that is 0: choose zero-v or small"
@@ -178,6 +190,11 @@ def tile_pairs(config: Config, workers: Workers) -> int:
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
+def make_noise(config: Config) -> es.GaussianNoise | es.RankOneNoise:
+    shape = (config.hidden_size, config.rank)
+    return es.make_noise(config.noise, config.seed, *shape, config.perturbs, config.u_sigma_ratio)
+
+
 class Training(experiment.Training):
     """θ = (U, V) under evolution strategies, the decoder under Adam."""
 
@@ -190,13 +207,12 @@ class Training(experiment.Training):
 
     def __init__(self, config: Config, problem: Problem, embeddings: Embeddings, workers: Workers):
         super().__init__(config, problem, embeddings, workers, guard=config.guard)
+        factors = [{"params": [self.u_Nr]}, {"params": [self.v_Nr]}]  # each with a learning rate of its own
         if config.optimizer == "adam":
-            self.optimizer = torch.optim.Adam([self.u_Nr, self.v_Nr], lr=config.learning_rate, foreach=False)
+            self.optimizer = torch.optim.Adam(factors, lr=config.learning_rate, foreach=False)
         else:
-            self.optimizer = torch.optim.SGD(
-                [self.u_Nr, self.v_Nr], lr=config.learning_rate, momentum=config.momentum, foreach=False
-            )
-        self.noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank, config.perturbs)
+            self.optimizer = torch.optim.SGD(factors, lr=config.learning_rate, momentum=config.momentum, foreach=False)
+        self.noise = make_noise(config)
         self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
         self.tile_pairs = tile_pairs(config, workers)
         self.meter = GradientMeter(self.rollout, problem.reservoir(), embeddings, workers, config.perturbs)
@@ -267,6 +283,8 @@ class Training(experiment.Training):
     ) -> tuple[Tensor, Tensor]:
         """Losses float64 (K, 2) of θ + σε and θ − σε, and which of them failed, on every rank."""
         config, device = self.config, self.workers.device
+        if config.u_directions:
+            self.noise = self.noise.within(es.first_directions(decoder[0], config.u_directions))
         pairs, batch = self.tile_pairs, config.batch_size
         columns = (pairs, 2, batch)
         u_Nr = self.u_Nr.to(self.rollout.dtype)
@@ -305,7 +323,7 @@ class Training(experiment.Training):
 
     def _keep_projected(self, tile: int, adapter, visited: VisitedStates, failed_P: Tensor) -> Tensor:
         """Keep a tile's noise, projected, for `_estimate`; returns which pairs could not be projected, bool (P,)."""
-        factors = project_noise(adapter, visited.of_pairs().to(torch.float32), self.v_Nr)
+        factors = self.noise.for_update(project_noise(adapter, visited.of_pairs().to(torch.float32), self.v_Nr))
         lost_P = ~torch.stack([x_PX.isfinite().all(dim=1) for x_PX in factors]).all(dim=0)
         # A pair that has failed is not part of the sum, and not a number times zero is not one.
         self.factors[tile] = tuple(x_PX.masked_fill((failed_P | lost_P)[:, None], 0) for x_PX in factors)
@@ -428,8 +446,8 @@ class Training(experiment.Training):
         """Step θ along −ĝ; returns |Δθ| / |θ|."""
         before = (self.u_Nr.clone(), self.v_Nr.clone())
         self.u_Nr.grad, self.v_Nr.grad = estimate.grad_u_Nr, estimate.grad_v_Nr
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, ratio in zip(self.optimizer.param_groups, (self.config.u_rate_ratio, 1.0), strict=True):
+            group["lr"] = rate * ratio
         self.optimizer.step()
         change = math.hypot(float((self.u_Nr - before[0]).norm()), float((self.v_Nr - before[1]).norm()))
         return change / math.hypot(float(self.u_Nr.norm()), float(self.v_Nr.norm()))
@@ -445,7 +463,7 @@ class Training(experiment.Training):
         )
 
     def control(self) -> Callable[[Tensor], Tensor]:
-        return self.shuffled("v" if self.config.perturbs == "v" else "u")
+        return self.shuffled("v" if self.config.adapter_start == "zero-v" else "u")
 
     def state_dict(self) -> dict:
         own = {"warmed_up": self.warmed_up, "optimizer": self.optimizer.state_dict(), "sigma": self.sigma.state_dict()}
@@ -462,7 +480,7 @@ class Training(experiment.Training):
         """What a run will cost, from one tile of the population timed here on made-up input."""
         dtype = getattr(torch, config.dtype)
         rollout = Rollout(problem.reservoir(), config.leak, config.guard, workers.device, dtype, config.kernel)
-        noise = es.make_noise(config.noise, config.seed, config.hidden_size, config.rank, config.perturbs)
+        noise = make_noise(config)
         pairs, batch, steps = tile_pairs(config, workers), config.batch_size, config.sequence_length
         u_Nr, v_Nr = (factor.to(workers.device, rollout.dtype) for factor in start_adapter(config))
         depth = pairs if config.own_data else 1

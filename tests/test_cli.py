@@ -64,9 +64,9 @@ POSITIVE_INTEGERS = """hidden-size rank in-degree population-pairs batch-size se
     validation-sequences test-sequences decoder-steps decoder-batch-size decoder-refit checkpoint-every
     evaluate-every""".split()
 INTEGERS_FROM_ZERO = """seed data-seed encoder-seed reservoir-seed threads decoder-warmup patience
-    measure-cosine-every""".split()
+    measure-cosine-every u-directions""".split()
 POSITIVE_NUMBERS = """sigma u-scale sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
-    failure-loss rank-timeout decoder-penalty decoder-memory""".split()
+    failure-loss rank-timeout decoder-penalty decoder-memory u-sigma-ratio u-rate-ratio""".split()
 NO_INTEGER = ("x", "", "1.5", "1e3", "nan", "inf", "-inf", "-1", "-3.5", "-1e3")
 NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
 

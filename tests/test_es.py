@@ -401,6 +401,7 @@ def test_rank_one_noise_is_addressed_by_the_pair_whatever_is_drawn_beside_it(ids
         ({"perturbs": "v", "noise_projection": "visited"}, (64_000, 19 * 32)),
         ({"noise_projection": "visited"}, (128_000, 2000 * 19 + 19 * 32)),
         ({"noise_projection": "visited", "batch_size": 200}, (128_000, 128_000)),  # it visits everything
+        ({"noise_projection": "visited", "u_directions": 8}, (64_000 + 256, 19 * 32 + 8 * 19)),
     ],
 )
 def test_the_dimensions_that_the_laws_count(changes, expected):

@@ -133,6 +133,33 @@ def test_projected_noise_has_the_expectation_of_autograd_and_less_variance(train
     assert angles["visited"][1] > {"both": 1.25, "v": 1.5}[perturbs] * angles["none"][1]
 
 
+@pytest.mark.parametrize("projection", es.PROJECTIONS)
+def test_noise_of_u_in_first_directions_estimates_the_gradients_part_in_them(training_of, projection):
+    """And nothing outside them; V's part, whose noise has another size, is as it would be without."""
+    training, problem = training_of(
+        hidden_size=32, sequence_length=4, population_pairs=6000, fitness_shaping="raw", sigma=1e-3, adapter_start="small",
+        dtype="float64", noise="rank1", own_data=True, batch_size=1, noise_projection=projection, u_directions=5, u_sigma_ratio=0.3,
+    )  # fmt: skip
+    with torch.no_grad():
+        for factor in (training.u_Nr, training.v_Nr):  # so that neither gradient drowns in the noise of the other
+            factor.mul_(5)
+    decoder = weight, bias = training.decoder.frozen_copy()
+    inputs, targets = training.minibatch(1, training.OWN + torch.arange(6000), 1)
+    factors = [x.double().clone().requires_grad_() for x in (training.u_Nr, training.v_Nr)]
+    reservoir = problem.reservoir().to("cpu", torch.float64)
+    states = rollout_reference(reservoir, *factors, problem.leak, inputs.double().permute(0, 2, 1))
+    errors = states @ weight.double().T + bias.double() - targets.double().permute(0, 2, 1)
+    gradient_u, gradient_v = torch.autograd.grad(errors.square().mean(), factors)
+    losses, failed = training._evaluate_population(1, 1e-3, decoder)
+    got = training._estimate(es.pair_weights(losses, failed, "raw"), 1, 1e-3)
+    directions = torch.linalg.svd(weight.double()).Vh[:5].T
+    within = directions @ (directions.T @ gradient_u)
+    for estimate, expected in ((got.grad_u_Nr.double(), within), (got.grad_v_Nr.double(), gradient_v)):
+        assert float((estimate * expected).sum() / expected.square().sum()) == pytest.approx(1, abs=0.15)
+        assert float((estimate * expected).sum() / expected.norm() / estimate.norm()) > 0.8
+    assert torch.allclose(directions @ (directions.T @ got.grad_u_Nr.double()), got.grad_u_Nr.double(), atol=1e-5)
+
+
 def test_a_failed_pair_leaves_the_projected_estimate(training_of):
     """As a plain loop over the surviving pairs has it."""
     training, _ = training_of(
