@@ -51,7 +51,8 @@ def project(states_PMN: Tensor, vector_PN: Tensor, ridge: float = 1e-9) -> Tenso
     states_PMN = states_PMN.to(torch.float64)
     gram_PMM = torch.bmm(states_PMN, states_PMN.mT)
     diagonal_PM = gram_PMM.diagonal(dim1=1, dim2=2)
-    diagonal_PM += ridge * diagonal_PM.mean(dim=1, keepdim=True)
+    mean_P1 = diagonal_PM.mean(dim=1, keepdim=True)
+    diagonal_PM += torch.where(mean_P1 == 0, 1.0, ridge * mean_P1)  # of no states at all the span is zero: Vᵀh while V = 0
     right_PM1 = torch.bmm(states_PMN, vector_PN.to(torch.float64).unsqueeze(2))
     root_PMM, failed_P = torch.linalg.cholesky_ex(gram_PMM)
     weight_PM1 = torch.cholesky_solve(right_PM1, root_PMM)

@@ -21,6 +21,11 @@ from common.gradient import GradientSums
 from common.problem import Embeddings
 from tests.conftest import STUB, flags
 
+N, R, T, M = 48, 8, 3, 64
+SIZES = {
+    "hidden_size": N, "in_degree": 4, "rank": R, "sequence_length": T, "train_sequences": M, "validation_sequences": 16,
+    "test_sequences": 16,
+}  # fmt: skip
 FILE, FIGURE = "measurements/cosine_by_dimensions.json", "viz/cosine_by_dimensions.png"
 
 
@@ -34,10 +39,25 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def measured(script, tmp_path_factory):
-    """The folder that a measurement of the smoke problem has written."""
+def small(script):
+    """small(*flags) → (options, Config): the command line's, of a smaller problem than any preset's."""
+    parse = script.parse_arguments
+
+    def parsed(arguments):
+        options, config = parse(["--preset", "smoke", "--device", "cpu", *arguments])
+        return options, dataclasses.replace(config, **SIZES)
+
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def measured(script, small, tmp_path_factory):
+    """The folder that a measurement has written."""
     folder = tmp_path_factory.mktemp("measured")
-    assert script.main(["--preset", "smoke", "--populations", "2", "--device", "cpu", "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "parse_arguments", small)
+        patch.setattr(script, "PAIRS_IN_ALL", 256)
+        assert script.main(["--populations", "2", "--out", str(folder)]) == 0
     return folder
 
 
@@ -47,9 +67,9 @@ def content(measured):
 
 
 @pytest.fixture
-def still_of(script):
-    """still_of(case, known) → populations around one θ of the smoke problem."""
-    _, config = script.parse_arguments(["--preset", "smoke", "--device", "cpu"])
+def still_of(script, small):
+    """still_of(case, known) → populations around one θ."""
+    _, config = small([])
     with Workers(torch.device("cpu")) as workers:
         digits = config.load_digits()
         problem = config.problem(digits)
@@ -64,15 +84,15 @@ def still_of(script):
 
 def test_the_file_says_what_was_measured_and_where(content, measured):
     assert {"environment", "source", "seed", "sigma", "problem_id", "sizes", "seconds"} <= content.keys()
-    assert content["sizes"] == {"hidden_size": 64, "sequence_length": 6, "train_sequences": 256}
-    assert [start["rank"] for start in content["starts"]] == [4, 1]
+    assert content["sizes"] == {"hidden_size": N, "sequence_length": T, "train_sequences": M}
+    assert [start["rank"] for start in content["starts"]] == [R, R // 8]
     rows = content["cases"]
-    assert len({row["name"] for row in rows if row["pairs"] == 256}) == sum(row["pairs"] == 256 for row in rows)
+    assert len({(row["name"], row["pairs"]) for row in rows}) == len(rows)
     assert {(row["perturbs"], row["own_data"]) for row in rows} == {
         (p, o) for p in ("v", "both") for o in (True, False)
     }
     for row in rows:
-        assert row["populations"] == (2 * 1024 // row["pairs"] if row["own_data"] else 2)
+        assert row["populations"] == 2
         for target in ("own_sequences", "expectation"):
             assert row[target].keys() == {"law", "seen", "standard_error"}
             assert -1 <= row[target]["seen"] <= 1 and row[target]["standard_error"] > 0
@@ -81,9 +101,9 @@ def test_the_file_says_what_was_measured_and_where(content, measured):
 
 def test_the_laws_are_those_of_common(content):
     for row in content["cases"]:
-        n, r, k, batch, both = 64, row["rank"], row["pairs"], row["batch_size"], row["perturbs"] == "both"
+        n, r, k, batch, both = N, row["rank"], row["pairs"], row["batch_size"], row["perturbs"] == "both"
         assert row["dimensions"] == n * r * (2 if both else 1)
-        states = 5 * batch
+        states = (T - 1) * batch
         visited = r * min(n, states) + both * n * min(r, states)
         assert row["dimensions_seen"] == (visited if row["noise_projection"] == "visited" else row["dimensions"])
         sign = row["fitness_shaping"] == "sign"
@@ -94,7 +114,7 @@ def test_the_laws_are_those_of_common(content):
 
 
 def test_raw_estimates_follow_their_law(content):
-    """Within what so few populations can tell; signs of ±1 noise fall short of theirs."""
+    """Within what so few populations can tell."""
     for row in content["cases"]:
         law, seen, error = (row["own_sequences"][name] for name in ("law", "seen", "standard_error"))
         if row["fitness_shaping"] == "raw":
@@ -123,7 +143,7 @@ def test_cases_that_share_losses_measure_what_they_would_alone(still_of):
         training._evaluate_population = lambda *words, evaluate=evaluate: calls.append(words) or evaluate(*words)
         assert [training.measured(i) for i in (1, 2)] == [alone.measured(i) for i in (1, 2)]
         assert torch.equal(training.u_Nr, before[0]) and torch.equal(training.v_Nr, before[1])
-    assert len(calls) == 2  # populations
+    assert len(calls) == 2  # one for each population
 
 
 def test_a_saved_run_is_measured_at_its_own_theta(script, main, tmp_path):
@@ -132,13 +152,18 @@ def test_a_saved_run_is_measured_at_its_own_theta(script, main, tmp_path):
     words = ["--run", str(run), "--populations", "2", "--device", "cpu", "--out", str(tmp_path)]
     options, config = script.parse_arguments(words)
     assert config.hidden_size == 48 and config.sigma == 1e-3
-    few = script.cases(config, False)[-2:]
+    assert len(script.cases(config, True)) == 18
+    few = [case for case in script.cases(config, False) if case.own_data][:2]
     assert {case.rank for case in few} == {2}
     with Workers(torch.device("cpu")) as workers:
         content = script.measure(config, few, options.populations, workers, options.run)
         state = torch.load(run / "checkpoint.pt", weights_only=True)
     linear = state["decoder"]["linear"]
     hashed = script.sha256_of_tensors(state["u_Nr"], state["v_Nr"], linear["weight"], linear["bias"])
+    assert [row["populations"] for row in content["cases"]] == [
+        8,
+        8,
+    ]  # as many pairs in all as two populations of 1,024
     assert content["starts"] == [{"rank": 2, "iteration": 1, "theta_and_decoder_sha256": hashed}]
     (run / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(BadInput, match="checkpoint.pt"), Workers(torch.device("cpu")) as workers:

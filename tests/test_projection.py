@@ -103,3 +103,13 @@ def test_a_watched_tile_is_not_ended_early():
         torch.zeros(EMBEDDING, N), torch.zeros(EMBEDDING), (1, 1, 2), watch=lambda step, h: seen.append(step),
     )  # fmt: skip
     assert seen == list(range(T))
+
+
+def test_of_states_that_are_all_zero_nothing_is_left():
+    """As of Vᵀh while V = 0: other pairs are as they are without it, and a pair that is not a number stays none."""
+    generator = torch.Generator().manual_seed(0)
+    states_PMN, vector_PN = torch.randn(3, 2, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    expected = project(states_PMN, vector_PN)
+    states_PMN[1], states_PMN[2] = 0, torch.nan
+    got = project(states_PMN, vector_PN)
+    assert torch.equal(got[0], expected[0]) and not got[1].any() and got[2].isnan().all()
