@@ -45,8 +45,8 @@ def project(states_PMN: Tensor, vector_PN: Tensor, ridge: float = 1e-9) -> Tenso
 
     Gram matrices and solves are in float64, for successive states are nearly parallel. ridge: added to the Gram matrix,
     relative to its mean diagonal; directions in which the states hardly extend are so left out rather than blown up.
-    A pair whose Gram matrix is not positive definite or not finite, for a member has failed, gets NaN; the others are as
-    they would be without it.
+    States that are all zero leave nothing. A pair whose Gram matrix is not positive definite or not finite, for a member has
+    failed, gets NaN; the others are as they would be without it.
     """
     states_PMN = states_PMN.to(torch.float64)
     gram_PMM = torch.bmm(states_PMN, states_PMN.mT)
