@@ -12,7 +12,7 @@ shape (N, r). Trained by ordinary supervision on the unperturbed θ: Wout, bout.
     2. all 2K members run forward, the two of a pair on the same sequences; each returns one number, its loss
     3. losses → utilities u → ĝ = 1/(2Kσ) Σ_i (u_i⁺ − u_i⁻) ε_i. E_V acts only through E_Vᵀ h: what of ε_i was orthogonal to
        all states that its pair visited may be left out of the sum (--noise-projection visited)
-    4. SGD or Adam steps θ along ĝ; meanwhile Adam has stepped the decoder
+    4. SGD or Adam steps θ along ĝ; meanwhile the decoder has learned, by Adam or by recursive least squares (--decoder)
 
 Start: `python moving_mnist_es_reservoir.py --seed 0`, or the same program on every GPU of a node:
 `torchrun --nproc_per_node=8 moving_mnist_es_reservoir.py --seed 0`. Ranks share the members; they gather 2K losses, and
@@ -196,7 +196,7 @@ def make_noise(config: Config) -> es.GaussianNoise | es.RankOneNoise:
 
 
 class Training(experiment.Training):
-    """θ = (U, V) under evolution strategies, the decoder under Adam."""
+    """θ = (U, V) under evolution strategies, the decoder by ordinary supervision."""
 
     label = "ES"
     advice = "σ halved each time: try a smaller --learning-rate or --sigma"
