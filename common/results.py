@@ -116,7 +116,7 @@ for _table in ("trivial_test_mse", "trivial_validation_mse"):
     OPTIONAL |= {f"{_table}.{name}.{part}": NUMBER for name in TRIVIAL for part in ("all", "last_frame")}
 # Settings in which seeds of one row of RESULTS.md may differ: on none of the others does a number depend.
 OF_THE_MACHINE = {
-    "seed", "device", "backend", "threads", "checkpoint_every", "tensorboard", "mnist_dir", "public_test_file",
+    "seed", "device", "backend", "threads", "checkpoint_every", "measure_cosine_every", "tensorboard", "mnist_dir", "public_test_file",
     "rank_timeout",
 }  # fmt: skip
 ABSENT = object()  # no value at all, where null is one

@@ -51,8 +51,8 @@ def test_problem_ids_are_the_hash_of_their_problem():
         assert result["problem_id"] == fingerprint(result["problem"]), run_name(result)
 
 
-def test_settings_in_which_seeds_may_differ_are_those_on_which_no_number_depends():
-    fields = [f for settings in (ProblemSettings, RunSettings) for f in dataclasses.fields(settings)]
+def test_settings_in_which_seeds_may_differ_are_those_on_which_no_number_depends(stub):
+    fields = [f for settings in (ProblemSettings, RunSettings, stub.Config) for f in dataclasses.fields(settings)]
     assert OF_THE_MACHINE == {"seed", "device"} | {f.name for f in fields if not f.metadata["changes_result"]}
 
 
