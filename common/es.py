@@ -132,15 +132,14 @@ class RankOneNoise:
         return _sum_chunks(partial, weights_GK, chunk, (self.size, self.rank), map_tasks)
 
 
-def weighted_outer(weights_GP: Tensor, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Σ_p w_gp a_p b_pᵀ and Σ_p w_gp c_p d_pᵀ, each (G, N, r), for the factors a, b, c, d of P pairs."""
-    a_PN, b_Pr, c_PN, d_Pr = factors
+def weighted_outer(weights_GP: Tensor, factors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Σ_p w_gp a_p b_pᵀ and Σ_p w_gp c_p d_pᵀ, each (G, N, r), for the factors a, b, c, d of P pairs; or for two alone the one."""
 
     def weighted(long_PN: Tensor, short_Pr: Tensor) -> Tensor:
         right_PGr = weights_GP.T[:, :, None] * short_Pr[:, None]
         return (long_PN.T @ right_PGr.flatten(1)).unflatten(1, right_PGr.shape[1:]).transpose(0, 1)
 
-    return weighted(a_PN, b_Pr), weighted(c_PN, d_Pr)
+    return tuple(weighted(*factors[start : start + 2]) for start in range(0, len(factors), 2))
 
 
 @lru_cache(maxsize=8)

@@ -6,11 +6,12 @@ With y_t = tanh(x_t), q_t = Uᵀ δ_t, p_t = Vᵀ h_{t−1} and λ_t = dL/dh_t a
     dL/dU = Σ_t δ_t p_tᵀ            dL/dV = Σ_t h_{t−1} q_tᵀ                                   t = 2 … T
 
 and the products over t are not formed before they are summed over sequences: a gradient of one sequence has 2Nr numbers, its
-factors a fifth of that.
+factors 2(T − 1)(N + r).
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.evaluation import inputs_and_targets
 from common.problem import Embeddings
-from common.reservoir import Reservoir
 from common.rollout import Rollout, SharedAdapter
 
 
@@ -142,20 +142,26 @@ class GradientMeter:
 
     TILE = 64  # sequences
 
-    def __init__(self, rollout: Rollout, reservoir: Reservoir, embeddings: Embeddings, workers: Workers, perturbs: str):
-        exact = rollout.dtype == torch.float32
-        self.rollout = rollout if exact else Rollout(reservoir, rollout.leak, 1.0, rollout.device)
-        self.embeddings, self.workers, self.perturbs = embeddings, workers, perturbs
+    def __init__(self, rollout: Rollout, embeddings: Embeddings, workers: Workers, perturbs: str):
+        self._rollout, self.embeddings, self.workers, self.perturbs = rollout, embeddings, workers, perturbs
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """The training's own; or where that runs in another dtype one in float32, made when it is first used."""
+        if self._rollout.dtype == torch.float32:
+            return self._rollout
+        return Rollout(self.embeddings.problem.reservoir(), self._rollout.leak, 1.0, self._rollout.device)
 
     def sums(self, index_B: Tensor, u_Nr: Tensor, v_Nr: Tensor, decoder: tuple[Tensor, Tensor]) -> GradientSums:
         """Over the training sequences int64 (B,); every rank takes part and gets it."""
         count = len(index_B)
         index_B = torch.cat((index_B, index_B[-1:].expand(-count % self.TILE)))  # tiles are always full
+        rollout = self.rollout  # made here, and not by several threads at once
 
         def evaluate(tile: int) -> Tensor:
             start = tile * self.TILE
             z_BFE = self.embeddings.get("train", index_B[start : start + self.TILE])
-            arguments = (self.rollout, u_Nr, v_Nr, decoder, *inputs_and_targets(z_BFE), self.perturbs)
+            arguments = (rollout, u_Nr, v_Nr, decoder, *inputs_and_targets(z_BFE), self.perturbs)
             return GradientSums.of(sequence_gradients(*arguments), min(self.TILE, count - start))
 
         dimensions = v_Nr.numel() * (2 if self.perturbs == "both" else 1)

@@ -2,7 +2,7 @@
 
 The noise of V acts on a rollout only through E_Vᵀ h_t. Its part orthogonal to every state that the pair visited had no
 influence on the pair's losses; in the estimate (L⁺ − L⁻) E_V it is noise without signal. Left out, the estimate keeps its
-expectation and its variance falls by about N / (number of visited states).
+expectation (to first order in σ) and its variance falls by about N / (number of visited states).
 
 With rank-one noise E_V = c dᵀ the projection concerns c alone: P_H c = H (HᵀH)⁻¹ Hᵀ c, where the columns of H (N, M) are the
 visited states (in code its rows, (M, N)). Gram matrices and solves are small (M, M) and batched over the pairs of a tile.
@@ -52,7 +52,9 @@ def project(states_PMN: Tensor, vector_PN: Tensor, ridge: float = 1e-9) -> Tenso
     gram_PMM = torch.bmm(states_PMN, states_PMN.mT)
     diagonal_PM = gram_PMM.diagonal(dim1=1, dim2=2)
     mean_P1 = diagonal_PM.mean(dim=1, keepdim=True)
-    diagonal_PM += torch.where(mean_P1 == 0, 1.0, ridge * mean_P1)  # of no states at all the span is zero: Vᵀh while V = 0
+    diagonal_PM += torch.where(
+        mean_P1 == 0, 1.0, ridge * mean_P1
+    )  # of no states at all the span is zero: Vᵀh while V = 0
     right_PM1 = torch.bmm(states_PMN, vector_PN.to(torch.float64).unsqueeze(2))
     root_PMM, failed_P = torch.linalg.cholesky_ex(gram_PMM)
     weight_PM1 = torch.cholesky_solve(right_PM1, root_PMM)

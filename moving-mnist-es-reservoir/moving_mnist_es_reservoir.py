@@ -108,8 +108,7 @@ LAPTOP = dict(
     u_scale=3.0, noise_projection="visited", fitness_shaping="normal-score", sigma=0.011, learning_rate=3e-3, evaluate_every=20,
     decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
-# Of presets that other experiments have too, the decoder's training is that of the floor (reservoir-readout-only): as many
-# steps on minibatches of the same size, at the same rates.
+# Where its decoder is Adam's, a preset of the floor's name (reservoir-readout-only) trains it as long as the floor does.
 PRESETS = {
     # Seconds, for tests: every part runs, nothing is learned.
     "smoke": dict(
@@ -150,11 +149,19 @@ def parse_arguments(argv: list[str] | None):
         raise BadInput(f"--rank must not exceed --hidden-size: {config.rank} > {config.hidden_size}")
     if config.noise_projection == "visited" and config.noise != "rank1":
         raise BadInput(f"--noise-projection visited needs --noise rank1, not {config.noise}")
-    of_u = config.u_directions or config.u_sigma_ratio != 1
-    if of_u and (config.noise != "rank1" or config.perturbs != "both"):
+    if config.noise_projection == "visited" and config.failure == "penalise":
+        raise BadInput(
+            "--failure penalise needs --noise-projection none: of a failed pair it is not known what it visited"
+        )
+    if config.noise_projection == "visited" and config.kernel != "torch":
+        raise BadInput(f"--noise-projection visited needs --kernel torch: {config.kernel} does not keep the states")
+    of_noise = config.u_directions or config.u_sigma_ratio != 1
+    if of_noise and (config.noise != "rank1" or config.perturbs != "both"):
         raise BadInput(
             "--u-directions and --u-sigma-ratio are about rank-one noise of U: --noise rank1 --perturbs both"
         )
+    if config.perturbs == "v" and config.u_rate_ratio != 1:
+        raise BadInput("--u-rate-ratio is about U, which --perturbs v does not train")
     if config.u_directions > config.hidden_size:
         raise BadInput(f"--u-directions must not exceed --hidden-size: {config.u_directions} > {config.hidden_size}")
     if config.perturbs == "v" and config.adapter_start == "zero-u":
@@ -215,7 +222,7 @@ class Training(experiment.Training):
         self.noise = make_noise(config)
         self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
         self.tile_pairs = tile_pairs(config, workers)
-        self.meter = GradientMeter(self.rollout, problem.reservoir(), embeddings, workers, config.perturbs)
+        self.meter = GradientMeter(self.rollout, embeddings, workers, config.perturbs)
         self.warmed_up = 0  # decoder steps taken before the first iteration
         self.factors: dict[int, tuple[Tensor, ...]] = {}  # of this iteration's noise, projected, by tile of this rank
 
@@ -398,17 +405,22 @@ class Training(experiment.Training):
         tiles = -(-weights_GK.shape[1] // pairs)
         weights_GK = torch.nn.functional.pad(weights_GK, (0, tiles * pairs - weights_GK.shape[1]))
 
+        trained = 2 if self.config.perturbs == "both" else 1  # factors; nothing is gathered of U where it stands still
+
         def partial(tile: int) -> Tensor:
             weights_GP = weights_GK[:, tile * pairs : (tile + 1) * pairs]
-            return torch.stack(es.weighted_outer(weights_GP, self.factors[tile])).flatten()
+            sums = es.weighted_outer(weights_GP, self.factors[tile][-2 * trained :])
+            return torch.cat([sum_GNr.flatten() for sum_GNr in sums])
 
-        total = self.workers.sum_tiles(partial, tiles, 4 * self.u_Nr.numel())
+        total = self.workers.sum_tiles(partial, tiles, 2 * trained * self.v_Nr.numel())
         self.factors.clear()
-        return es.estimate_of(*total.view(2, 2, *self.u_Nr.shape))
+        *sum_u_GNr, sum_v_GNr = total.view(trained, 2, *self.v_Nr.shape)
+        return es.estimate_of(sum_u_GNr[0] if sum_u_GNr else torch.zeros_like(sum_v_GNr), sum_v_GNr)
 
     def _measure(self, estimate: es.Estimate, iteration: int, decoder: tuple[Tensor, Tensor]) -> dict:
         """How good an estimate is: its cosines to the gradient through time, seen and by the laws. It is compared with what it
-        estimates: the mean gradient g; or, of signs of differences, the mean of the sequences' g_i/|g_i|."""
+        estimates: the mean gradient g; or, of signs of differences, the mean of the sequences' g_i/|g_i|. Normal scores and ranks
+        estimate neither exactly; they are held against g, and against the law of plain differences."""
         config = self.config
         sign, pairs, batch = config.fitness_shaping == "sign", config.population_pairs, config.batch_size
         estimate_D = estimate.grad_v_Nr.flatten()
@@ -463,7 +475,7 @@ class Training(experiment.Training):
         )
 
     def control(self) -> Callable[[Tensor], Tensor]:
-        return self.shuffled("v" if self.config.adapter_start == "zero-v" else "u")
+        return self.shuffled("v" if self.config.perturbs == "v" else "u")
 
     def state_dict(self) -> dict:
         own = {"warmed_up": self.warmed_up, "optimizer": self.optimizer.state_dict(), "sigma": self.sigma.state_dict()}

@@ -46,6 +46,7 @@ DRAW = {slug: f"{slug}/visualize_{MODULE[slug]}.py" for slug in TINY}
 GIF = {slug: f"{slug}/make_{MODULE[slug]}_gif.py" for slug in TINY}
 SWEEP = f"{READOUT}/sweep_reservoir_readout_only.py"
 MEMORY = f"{BPTT}/measure_memory_by_length.py"
+COSINE = f"{ES}/measure_cosine_by_dimensions.py"
 CATALOG = "common/catalog.py"
 LONG_NAME, LONG_PATH = "n" * 300, "/".join(["n" * 200] * 30)
 DEEP = "[" * 100_000  # valid as far as it goes, and more than a parser's stack takes
@@ -310,6 +311,9 @@ FLAGS = [
     Row("directions for U where V alone is trained", ES, "--perturbs v --adapter-start zero-v --u-directions 3", ["--u-directions", "--perturbs both"]),
     Row("directions for U in Gaussian noise", ES, "--noise gaussian --u-directions 3", ["--u-directions", "--noise rank1"]),
     Row("more directions for U than units", ES, "--noise rank1 --hidden-size 16 --u-directions 17", ["--u-directions", "--hidden-size", "17 > 16"]),
+    Row("a rate for a U that is not trained", ES, "--perturbs v --adapter-start small --u-rate-ratio 0.5", ["--u-rate-ratio", "--perturbs v"]),
+    Row("projected noise and a loss for failed members", ES, "--noise-projection visited --failure penalise", ["--failure penalise", "--noise-projection none"]),
+    Row("projected noise and a kernel that keeps no states", ES, "--noise-projection visited --kernel graph", ["--noise-projection visited", "--kernel torch", "graph"]),
     Row("projected Gaussian noise", ES, "--noise-projection visited --noise gaussian", ["--noise-projection", "rank1"]),
     Row("noise of V where U is zero", ES, "--perturbs v", ["--perturbs v", "zero-v"]),
     Row("a GPU's kernel on a CPU", ES, "--kernel fused", ["--kernel fused", "CUDA"]),
@@ -631,6 +635,11 @@ MEASUREMENTS = [
     Row("sweep: under torchrun", SWEEP, [*FEW, *OUT], ["with python, not torchrun"], (
         environment("RANK", "0"), environment("WORLD_SIZE", "1"), environment("MASTER_ADDR", "127.0.0.1"),
         environment("MASTER_PORT", "0"))),
+    Row("cosine: a flag that is not there", COSINE, [*OUT, "--frobnicate"], ["--frobnicate"], types_it=True),
+    Row("cosine: a single population", COSINE, [*OUT, "--populations", "1"], ["--populations", "from 2"]),
+    Row("cosine: a negative σ", COSINE, [*OUT, "--sigma", "-1"], ["--sigma"]),
+    Row("cosine: no such run", COSINE, [*OUT, "--run", "nowhere"], ["--run", "nowhere"]),
+    Row("cosine: nothing to redraw", COSINE, [*OUT, "--redraw"], ["cosine_by_dimensions.json"]),
     Row("memory: a flag that is not there", MEMORY, [*OUT, "--frobnicate"], ["--frobnicate"], types_it=True),
     Row("memory: a length of zero", MEMORY, [*OUT, "--lengths", "20,0"], ["--lengths", "from 1"]),
     Row("memory: a comma too many", MEMORY, [*OUT, "--lengths", "20,"], ["--lengths", "20,"]),
