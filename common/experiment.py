@@ -274,6 +274,9 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
             workers.from_main(lambda: load_public_test_set(config.public_test_file).shape)
         if config.tensorboard:
             _summary_writer_class()
+        # No number depends on these, but all ranks have to meet at the same iterations.
+        meetings = {name: getattr(config, name, 0) for name in ("checkpoint_every", "measure_cosine_every")}
+        workers.require_equal(meetings, "was started with another configuration")
         identity = {**identity_of(config), **training_class.derived(config, workers), "problem_id": problem.id}
         if options.evaluate:
             folder = RunFolder(options.run_dir, identity)

@@ -173,17 +173,22 @@ def test_bad_input_before_the_ranks_meet_or_on_one_of_them_is_said_once(torchrun
 
 @pytest.mark.slow
 @pytest.mark.promise("ranks that come apart")
-def test_ranks_that_disagree_are_told(torchrun, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "here", "there"),
+    [("sigma", 0.01, 0.5), ("checkpoint_every", 7, 5), ("measure_cosine_every", 0, 3)],  # the last two: when ranks meet
+)
+def test_ranks_that_disagree_are_told(torchrun, tmp_path, flag, here, there):
     """On several nodes each has its own command line."""
     script = tmp_path / "mistyped.py"
+    words = ["--" + flag.replace("_", "-"), str(there)]
     write_launcher(
         script,
-        """sys.argv += ["--sigma", "0.5"] if os.environ["RANK"] == "1" else []
+        f"""sys.argv += {words} if os.environ["RANK"] == "1" else []
 """,
     )
-    code, _, stderr = torchrun(2, *flags(), "--run-dir", tmp_path / "run", script=script).end()
+    code, _, stderr = torchrun(2, *flags(**{flag: here}), "--run-dir", tmp_path / "run", script=script).end()
     assert code != 0
-    assert "rank 1 was started with another configuration: sigma is 0.01 on rank 0, 0.5 here" in stderr
+    assert f"rank 1 was started with another configuration: {flag} is {here} on rank 0, {there} here" in stderr
     assert not (tmp_path / "run").exists()
 
 
