@@ -503,7 +503,12 @@ class Training(experiment.Training):
             started = time.perf_counter()
             adapter = noise.adapter(u_Nr, v_Nr, 1, torch.arange(pairs, device=workers.device), config.sigma)
             drive_TNDSB, target_TEDSB = (x.unflatten(2, (depth, 1, batch)) for x in (rollout.drive(z_TEB), z_TEB))
-            result = rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, (pairs, 2, batch))
+            visited, columns = None, (pairs, 2, batch)
+            if config.noise_projection == "visited":
+                visited = VisitedStates(steps, config.hidden_size, columns, rollout.dtype, workers.device)
+            result = rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, columns, watch=visited)
+            if visited is not None:
+                project_noise(adapter, visited.of_pairs().to(torch.float32), v_Nr.to(torch.float32))
             result.failed_C.any().item()  # on a GPU: wait for it
             seconds.append(time.perf_counter() - started)
         tiles = -(-config.population_pairs // pairs)
@@ -516,12 +521,18 @@ class Training(experiment.Training):
             "one tile's state": config.hidden_size * 2 * pairs * batch * element / 1e6,
             "its driving input": steps * config.hidden_size * depth * batch * element / 1e6,
             "θ, its gradient and Adam's moments": 4 * 2 * config.hidden_size * config.rank * 4 / 1e6,
+            "the ridge decoder's sums, and a copy": 2
+            * (config.decoder == "ridge")
+            * (config.hidden_size + 1) ** 2
+            * 4
+            / 1e6,
             "encoded sequences (on disk on a CPU)": sequences * (steps + 1) * EMBEDDING * 4 / 1e6,
         }
         _, dimensions = perturbed_dimensions(dataclasses.asdict(config))
         law = expected_cosine(config.population_pairs, dimensions)
         return [
-            f"{config.population_pairs:,} pairs in {dimensions:,} dimensions: cosine of at most {law:.3f} to the gradient, by the law",
+            f"{config.population_pairs:,} pairs in {dimensions:,} dimensions: cosine of at most {law:.3f} to the gradient, by the law; "
+            "less, the more sequences differ",
             f"{rollouts:,} rollouts of members an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
             f"{tiles:,} tiles of {pairs} pairs ({2 * pairs * batch} columns); one took {min(seconds):.3g} s here",
             f"expected {iteration_s:.3g} s an iteration, {iteration_s * config.iterations / 60:.3g} min for the population",
