@@ -213,7 +213,7 @@ def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
 
 
 class Training(experiment.Training):
-    """Core and decoder under Adam, with the gradient through time."""
+    """The core under Adam with the gradient through time; the decoder under Adam, or by recursive least squares."""
 
     label = "BPTT"
     start_adapter = staticmethod(start_adapter)

@@ -404,18 +404,19 @@ class Training(experiment.Training):
         weights_GK = es.half_weights(weights, sigma, device)
         tiles = -(-weights_GK.shape[1] // pairs)
         weights_GK = torch.nn.functional.pad(weights_GK, (0, tiles * pairs - weights_GK.shape[1]))
-
-        trained = 2 if self.config.perturbs == "both" else 1  # factors; nothing is gathered of U where it stands still
+        factors = (
+            2 if self.config.perturbs == "both" else 1
+        )  # U and V, or V: nothing is gathered of a U that stands still
 
         def partial(tile: int) -> Tensor:
             weights_GP = weights_GK[:, tile * pairs : (tile + 1) * pairs]
-            sums = es.weighted_outer(weights_GP, self.factors[tile][-2 * trained :])
+            sums = es.weighted_outer(weights_GP, self.factors[tile][-2 * factors :])
             return torch.cat([sum_GNr.flatten() for sum_GNr in sums])
 
-        total = self.workers.sum_tiles(partial, tiles, 2 * trained * self.v_Nr.numel())
+        total = self.workers.sum_tiles(partial, tiles, 2 * factors * self.v_Nr.numel())
         self.factors.clear()
-        *sum_u_GNr, sum_v_GNr = total.view(trained, 2, *self.v_Nr.shape)
-        return es.estimate_of(sum_u_GNr[0] if sum_u_GNr else torch.zeros_like(sum_v_GNr), sum_v_GNr)
+        sums = total.view(factors, 2, *self.v_Nr.shape)
+        return es.estimate_of(sums[0] if factors == 2 else torch.zeros_like(sums[-1]), sums[-1])
 
     def _measure(self, estimate: es.Estimate, iteration: int, decoder: tuple[Tensor, Tensor]) -> dict:
         """How good an estimate is: its cosines to the gradient through time, seen and by the laws. It is compared with what it
@@ -521,13 +522,10 @@ class Training(experiment.Training):
             "one tile's state": config.hidden_size * 2 * pairs * batch * element / 1e6,
             "its driving input": steps * config.hidden_size * depth * batch * element / 1e6,
             "θ, its gradient and Adam's moments": 4 * 2 * config.hidden_size * config.rank * 4 / 1e6,
-            "the ridge decoder's sums, and a copy": 2
-            * (config.decoder == "ridge")
-            * (config.hidden_size + 1) ** 2
-            * 4
-            / 1e6,
             "encoded sequences (on disk on a CPU)": sequences * (steps + 1) * EMBEDDING * 4 / 1e6,
         }
+        if config.decoder == "ridge":
+            megabytes["the decoder's sums and a copy of them"] = 2 * (config.hidden_size + 1) ** 2 * 4 / 1e6
         _, dimensions = perturbed_dimensions(dataclasses.asdict(config))
         law = expected_cosine(config.population_pairs, dimensions)
         return [

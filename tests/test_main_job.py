@@ -213,8 +213,6 @@ def test_the_meter_compares_an_estimate_with_what_it_estimates(training_of, own_
     got = torch.cat([x.double().flatten() for x in estimates])
     expected = float(got @ total / got.norm() / total.norm())
     assert measured["cosine_minibatch"] == pytest.approx(expected, rel=1e-4)
-    # So few pairs still follow the laws, within their scatter: a dozen estimates would be needed to see them well.
-    assert abs(measured["cosine_minibatch"] - measured["cosine_minibatch_law"]) < 0.2
 
 
 def test_measuring_changes_nothing_but_the_metrics(main, reference, tmp_path):
