@@ -59,8 +59,12 @@ def sequence_gradients(
     input_TEB: Tensor,
     target_TEB: Tensor,
     perturbs: str = "both",
+    window: int = 0,
 ) -> SequenceGradients:
-    """Gradients of each sequence's mean squared error over steps and dimensions. decoder: (Wout, bout)."""
+    """Gradients of each sequence's mean squared error over steps and dimensions. decoder: (Wout, bout).
+
+    window: credit ends with every `window` steps, as in truncated backpropagation; 0: with the sequence.
+    """
     weight_EN, bias_E = decoder
     drive_TNB = rollout.drive(input_TEB)
     adapter = SharedAdapter(u_Nr, v_Nr)
@@ -72,6 +76,8 @@ def sequence_gradients(
     direct_TNB = weight_EN.T @ error_TEB * (2 / (len(input_TEB) * EMBEDDING))
     delta_TNB, lambda_NB = torch.empty_like(states_TNB), torch.zeros_like(states_TNB[0])
     for step in reversed(range(len(states_TNB))):
+        if window and (step + 1) % window == 0:
+            lambda_NB.zero_()
         lambda_NB += direct_TNB[step]
         delta_TNB[step] = rollout.leak * lambda_NB * (1 - y_TNB[step].square())
         back_NB = rollout.recurrent_transposed(delta_TNB[step]) + v_Nr @ (u_Nr.T @ delta_TNB[step])
@@ -152,8 +158,11 @@ class GradientMeter:
             return self._rollout
         return Rollout(self.embeddings.problem.reservoir(), self._rollout.leak, 1.0, self._rollout.device)
 
-    def sums(self, index_B: Tensor, u_Nr: Tensor, v_Nr: Tensor, decoder: tuple[Tensor, Tensor]) -> GradientSums:
-        """Over the training sequences int64 (B,); every rank takes part and gets it."""
+    def sums(
+        self, index_B: Tensor, u_Nr: Tensor, v_Nr: Tensor, decoder: tuple[Tensor, Tensor], window: int = 0
+    ) -> GradientSums:
+        """Over the training sequences int64 (B,), with credit that ends with each window, if there are any; every rank takes part
+        and gets it."""
         count = len(index_B)
         index_B = torch.cat((index_B, index_B[-1:].expand(-count % self.TILE)))  # tiles are always full
         rollout = self.rollout  # made here, and not by several threads at once
@@ -161,7 +170,7 @@ class GradientMeter:
         def evaluate(tile: int) -> Tensor:
             start = tile * self.TILE
             z_BFE = self.embeddings.get("train", index_B[start : start + self.TILE])
-            arguments = (rollout, u_Nr, v_Nr, decoder, *inputs_and_targets(z_BFE), self.perturbs)
+            arguments = (rollout, u_Nr, v_Nr, decoder, *inputs_and_targets(z_BFE), self.perturbs, window)
             return GradientSums.of(sequence_gradients(*arguments), min(self.TILE, count - start))
 
         dimensions = v_Nr.numel() * (2 if self.perturbs == "both" else 1)

@@ -20,6 +20,24 @@ def expected_cosine(pairs: float, dimensions: int, batch_noise: float = 1.0, own
     return math.sqrt(pairs / (batch_noise * (pairs + dimensions)))
 
 
+def grouped_cosine(groups: int, members: int, dimensions: int, batch_noise: float) -> float:
+    """Cosine of ĝ to the gradient of the expected loss where each of `groups` sets of data is seen by M members, each with a noise
+    vector of its own and held against the mean of the others: E|ĝ|² = |g|² (1 + (ρ (1 + D / (M − 1)) − 1) / groups).
+
+    M − 1 members so tell as much of a gradient as M − 1 antithetic pairs, with half the rollouts.
+    """
+    return 1 / math.sqrt(1 + (batch_noise * (1 + dimensions / (members - 1)) - 1) / groups)
+
+
+def rank_one_dimensions(states: int, rank: int) -> int:
+    """How many dimensions noise c dᵀ on V counts for in the laws, where M states are visited: (M + 2) r.
+
+    Its inner products with the states are normal, all multiplied by the same ±1 of d: E|ε|²(ε·g)² = (M + 2) r |g|², where full
+    Gaussian noise has M r + 2. It matters where the states are few.
+    """
+    return (states + 2) * rank
+
+
 SIGN_COST = math.pi / 2  # times as many dimensions: E[ε sign(g·ε)] = √(2/π) g/|g|, and each term has the length of ε
 
 

@@ -135,11 +135,11 @@ class RankOneAdapter:
         self.b_Pr, self.d_rP = b_Pr.contiguous(), d_Pr.T.contiguous()
 
     def prepare(self, columns: tuple[int, int, int]) -> None:
-        """Make the buffers for a tile of (P, 2, B) columns."""
-        pairs, _, sequences = columns
-        scale_PPSB = self.left_NA.new_zeros(pairs, pairs, 2, sequences)
+        """Make the buffers for a tile of (P, 2, B) columns; or of (P, 1, B), all with sign +."""
+        pairs, signs, sequences = columns
+        scale_PPSB = self.left_NA.new_zeros(pairs, pairs, signs, sequences)
         diagonal_SBP = scale_PPSB.diagonal()
-        diagonal_SBP[0], diagonal_SBP[1] = self.sigma, -self.sigma
+        diagonal_SBP[0], diagonal_SBP[1:] = self.sigma, -self.sigma
         self.scale_PC = scale_PPSB.flatten(1)
         self.w_AC = self.left_NA.new_empty(self.rank + pairs, self.scale_PC.shape[1])
         self.p_rC, self.own_PC = self.w_AC[: self.rank], self.w_AC[self.rank :]

@@ -20,8 +20,6 @@ each forms the same update from regenerated noise (or, projected, from the sums 
 in the same bits.
 """
 
-import contextlib
-import copy
 import dataclasses
 import math
 import time
@@ -30,11 +28,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import es, experiment
-from common.decoder import SCHEDULES, Decoder, DecoderSettings, make_decoder, scheduled
-from common.dist import Stopped, Workers, choose_device
+from common.decoder import make_decoder, scheduled
+from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.gradient import GradientMeter
@@ -44,12 +41,13 @@ from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.projection import VisitedStates, project_noise
 from common.rollout import KERNELS, Rollout, pairs_per_tile, require_kernel
 from common.run import RunSettings, setting
+from common.supervised import DecoderTrainingSettings, ForwardTraining
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, DecoderSettings, RunSettings):
+class Config(ProblemSettings, DecoderTrainingSettings, RunSettings):
     """The defaults are the brief's problem with the brief's population; presets below change them, flags change both."""
 
     # The adapter
@@ -93,12 +91,6 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
     learning_rate: float = setting(1e-4, "of θ", above=0, most=1e30)
     u_rate_ratio: float = setting(1.0, "learning rate of U as a multiple of --learning-rate", above=0, most=1e6)
     momentum: float = setting(0.9, "of SGD", least=0, most=0.999)
-    # The decoder
-    decoder_learning_rate: float = setting(3e-3, "of the decoder's Adam", above=0, most=1e30)
-    decoder_batch_size: int = setting(32, "sequences of the decoder's minibatches", least=1, most=4096)
-    decoder_warmup: int = setting(1000, "decoder steps before the first ES iteration", least=0, most=10**9)
-    decoder_steps: int = setting(1, "decoder steps an ES iteration, each on a minibatch", least=1, most=10**6)
-    schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
 
 
 # V alone, U random; each pair on a sequence of its own, its noise projected on the states that it visited; normal scores of the
@@ -202,14 +194,11 @@ def make_noise(config: Config) -> es.GaussianNoise | es.RankOneNoise:
     return es.make_noise(config.noise, config.seed, *shape, config.perturbs, config.u_sigma_ratio)
 
 
-class Training(experiment.Training):
+class Training(ForwardTraining):
     """θ = (U, V) under evolution strategies, the decoder by ordinary supervision."""
 
     label = "ES"
     advice = "σ halved each time: try a smaller --learning-rate or --sigma"
-    # Minibatch streams: of the population and, from there on, the decoder; of a measurement; one for each pair.
-    SHARED, MEASURED, OWN = 0, (1 << 20) - 1, 1 << 20
-
     start_adapter = staticmethod(start_adapter)
 
     def __init__(self, config: Config, problem: Problem, embeddings: Embeddings, workers: Workers):
@@ -223,7 +212,6 @@ class Training(experiment.Training):
         self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
         self.tile_pairs = tile_pairs(config, workers)
         self.meter = GradientMeter(self.rollout, embeddings, workers, config.perturbs)
-        self.warmed_up = 0  # decoder steps taken before the first iteration
         self.factors: dict[int, tuple[Tensor, ...]] = {}  # of this iteration's noise, projected, by tile of this rank
 
     @staticmethod
@@ -235,53 +223,7 @@ class Training(experiment.Training):
         """So far, the decoder's among them: θ + σε and θ − σε on one sequence count two, θ on one of the decoder's one."""
         config = self.config
         members = self.iteration * 2 * config.population_pairs * config.batch_size
-        return members + (self.warmed_up + self.iteration * config.decoder_steps) * config.decoder_batch_size
-
-    # The decoder
-
-    def _states(self, iteration: int, stream: int) -> tuple[Tensor, Tensor]:
-        """States (N, T, B) of the unperturbed θ on a minibatch of the decoder, and its targets."""
-        input_TEB, target_TEB = self.minibatch(iteration, torch.tensor([stream]), self.config.decoder_batch_size)
-        return self.rollout.states(self.u_Nr, self.v_Nr, self.rollout.drive(input_TEB)), target_TEB
-
-    def prepare(self, progress: bool) -> bool:
-        """Train the decoder alone: a population scored by an untrained decoder would be told nothing about θ.
-
-        θ stands still meanwhile, so that the states of several minibatches can be computed side by side.
-        """
-        total, group = self.config.decoder_warmup, 8
-        bar = tqdm(total=total, initial=self.warmed_up, desc="decoder", unit="step", disable=not progress, leave=False)
-        with bar:
-            while self.warmed_up < total:
-                if self.workers.meet():
-                    return False
-                started = time.perf_counter()
-                steps = range(self.warmed_up, min(self.warmed_up + group, total))
-                for states_NTB, target_TEB in self.workers.map(lambda step: self._states(0, step), steps):
-                    loss = self.decoder.step(states_NTB, target_TEB, self._decoder_rate(0, self.warmed_up))
-                    self.warmed_up += 1
-                self.seconds += time.perf_counter() - started
-                bar.set_postfix_str(f"loss {loss / self.scale:.4f}")
-                bar.update(len(steps))
-        return True
-
-    def _decoder_rate(self, iteration: int, step: int) -> float:
-        """One schedule over all of the decoder's steps, those of the warm-up (iteration 0) included."""
-        config = self.config
-        before = config.decoder_warmup + (iteration - 1) * config.decoder_steps if iteration else 0
-        total = config.decoder_warmup + config.iterations * config.decoder_steps
-        return scheduled(config.decoder_learning_rate, config.schedule, (before + step) / total)
-
-    def _train_decoder(self, decoder: Decoder, iteration: int) -> tuple[float, float]:
-        """This iteration's steps of a decoder; returns the loss on the first minibatch before its step, and RMS(h) there."""
-        for step in range(self.config.decoder_steps):
-            if self.workers.stop_agreed:  # the iteration is dropped already
-                raise Stopped
-            states_NTB, target_TEB = self._states(iteration, self.SHARED + step)
-            loss = decoder.step(states_NTB, target_TEB, self._decoder_rate(iteration, step)) / self.scale
-            if step == 0:
-                first_loss, h_rms = loss, float(states_NTB.to(torch.float32).square().mean().sqrt())
-        return first_loss, h_rms
+        return members + self.decoder_rollouts
 
     # The population
 
@@ -341,20 +283,10 @@ class Training(experiment.Training):
         started = time.perf_counter()
         config, iteration = self.config, self.iteration + 1
         sigma = self.sigma.at(iteration)
-        # The decoder trains beside the population, which is scored with the decoder of the iteration's start.
-        # It is a copy that trains, so that an iteration that is dropped leaves no trace.
-        trained = copy.deepcopy(self.decoder)
         decoder = self.decoder.frozen_copy()
-        decoder_task = self.workers.submit(lambda: self._train_decoder(trained, iteration))
-        try:
-            losses_K2, failed_K2 = self._evaluate_population(iteration, sigma, decoder)
-        except Stopped:
-            with contextlib.suppress(Stopped):
-                decoder_task.result()
-            raise
-        decoder_loss, h_rms = decoder_task.result()
-        self.decoder = trained
-
+        (losses_K2, failed_K2), decoder_loss, h_rms = self.beside_decoder(
+            iteration, lambda: self._evaluate_population(iteration, sigma, decoder)
+        )
         weights = es.pair_weights(
             losses_K2, failed_K2, config.fitness_shaping, config.failure, config.failure_loss, config.loss_clip
         )
@@ -479,12 +411,11 @@ class Training(experiment.Training):
         return self.shuffled("v" if self.config.perturbs == "v" else "u")
 
     def state_dict(self) -> dict:
-        own = {"warmed_up": self.warmed_up, "optimizer": self.optimizer.state_dict(), "sigma": self.sigma.state_dict()}
+        own = {"optimizer": self.optimizer.state_dict(), "sigma": self.sigma.state_dict()}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.warmed_up = state["warmed_up"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.sigma.load_state_dict(state["sigma"])
 

@@ -33,6 +33,7 @@ from common.run import load_checkpoint, pack_checkpoint
 pytestmark = pytest.mark.promise("bad input")
 
 ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "reservoir-readout-only"
+TRUNCATED = "truncated-es"
 # The data of conftest's SMALL, which are encoded once for all.
 PROBLEM = """--preset smoke --device cpu --hidden-size 24 --in-degree 4 --sequence-length 3 --train-sequences 64
     --validation-sequences 16 --test-sequences 16 --iterations 3 --evaluate-every 1 --checkpoint-every 1 --batch-size 2""".split()
@@ -40,6 +41,7 @@ TINY = {
     ES: [*PROBLEM, *"--rank 2 --population-pairs 2 --decoder-warmup 2 --decoder-batch-size 2".split()],
     BPTT: [*PROBLEM, *"--rank 2".split()],
     READOUT: [*PROBLEM, *"--decoder-steps 2".split()],
+    TRUNCATED: [*PROBLEM, *"--rank 2 --window 3 --members 2 --decoder-warmup 2 --decoder-batch-size 2".split()],
 }
 MODULE = {slug: slug.replace("-", "_") for slug in TINY}
 DRAW = {slug: f"{slug}/visualize_{MODULE[slug]}.py" for slug in TINY}
@@ -279,6 +281,15 @@ VALUES = [
     Row("a device in full-width letters", ES, "--device ｃｐｕ", ["--device", "auto, cpu, cuda"]),
     Row("a choice in capitals", ES, "--noise Gaussian", ["--noise", "gaussian, rank1"]),
     Row("a value that is not UTF-8", ES, ["--noise", "\udcff"], ["--noise", "gaussian, rank1"], types_it=True),
+    Row(
+        "windows that do not fit",
+        TRUNCATED,
+        "--window 2",
+        ["--window must divide", "3 is not a multiple of 2"],
+        types_it=True,
+    ),
+    Row("a group of one", TRUNCATED, "--members 1", ["--members", "≥ 2"]),
+    Row("a shaping of the other experiment", TRUNCATED, "--fitness-shaping normal-score", ["raw, standardised"]),
     # To be refused before it is tried: nobody lives to see the end of it, and no progress bar can count so far.
     Row("a warm-up without end", ES, ["--dry-run", "--decoder-warmup", "1" + "0" * 400], ["--decoder-warmup", "≤"]),
 ]
@@ -525,7 +536,7 @@ RESULTS = [
 ]  # fmt: skip
 
 RUN = ["--run", "run", "--out", "out"]
-ANOTHER = {ES: BPTT, BPTT: ES, READOUT: ES}
+ANOTHER = {ES: BPTT, BPTT: ES, READOUT: ES, TRUNCATED: ES}
 DRAWINGS = [
     *(
         Row(f"{name}: {what}", script, words, says, (saved(slug), *damage), types_it=what == "a flag that is not there")

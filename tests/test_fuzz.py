@@ -29,7 +29,8 @@ from common.results import read_result
 pytestmark = pytest.mark.promise("bad input")
 
 ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "reservoir-readout-only"
-SLUGS = st.sampled_from([ES, BPTT, READOUT])
+TRUNCATED = "truncated-es"
+SLUGS = st.sampled_from([ES, BPTT, READOUT, TRUNCATED])
 EXAMPLES = pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
 
 # By default it is the working directory.
@@ -190,6 +191,7 @@ SIZES = {
     "validation_sequences": st.sampled_from([1, 2]), "test_sequences": st.sampled_from([1, 2]),
     "iterations": st.integers(1, 2), "population_pairs": st.sampled_from([1, 2, 3, 9]), "batch_size": st.integers(1, 4),
     "decoder_batch_size": st.integers(1, 4), "decoder_warmup": st.sampled_from([0, 1, 9]), "decoder_steps": st.integers(1, 3),
+    "window": st.sampled_from([1, 2, 4]), "members": st.sampled_from([2, 3, 9]),
     "threads": st.sampled_from([0, 1, 3]), "dtype": st.sampled_from(["float32", "float64"]),
 }  # fmt: skip
 LEFT_ALONE = {
@@ -223,7 +225,7 @@ def any_configuration(draw) -> tuple[str, list[str]]:
     }
     tiny = {"hidden_size": 12, "sequence_length": 2, "train_sequences": 2, "validation_sequences": 2, "test_sequences": 2,
             "iterations": 2, "batch_size": 2, "rank": 2, "in_degree": 3, "decoder_warmup": 1, "decoder_steps": 1,
-            "population_pairs": 2, "patience": 0}  # fmt: skip
+            "population_pairs": 2, "window": 1, "members": 2, "patience": 0}  # fmt: skip
     values = {name: tiny.get(name) if value is None else value for name, value in values.items()}
     values |= {name: min(values[name], values["hidden_size"]) for name in ("rank", "in_degree") if name in values}
     words = [word for field in fields_of(slug) if field.name in values for word in field.words(values[field.name])]
@@ -270,6 +272,7 @@ OWN = {
     ES: "--rank 2 --population-pairs 2 --decoder-warmup 1 --decoder-batch-size 2".split(),
     BPTT: "--rank 2".split(),
     READOUT: "--decoder-steps 2".split(),
+    TRUNCATED: "--rank 2 --window 1 --members 2 --decoder-warmup 1 --decoder-batch-size 2".split(),
 }
 
 
@@ -297,6 +300,10 @@ OWN = {
         (BPTT, "--trains v --rank 12 --digits 2 --batch-size 1"),
         (BPTT, "--input-scale 1000 --gain 1000 --leak 1"),
         (READOUT, "--learning-rate 1e30"),
+        (TRUNCATED, "--sigma 1e-300"),
+        (TRUNCATED, "--sigma 1000 --fitness-shaping raw --learning-rate 1e30"),
+        (TRUNCATED, "--batch-size 1 --rank 1 --decoder-warmup 0 --u-scale 1e-300"),
+        (TRUNCATED, "--dtype float64 --measure-cosine-every 1 --decoder ridge"),
         # States that are zero in float32: a ridge readout has nothing to be fitted on.
         (READOUT, "--input-scale 1e-50"),
         (READOUT, "--leak 1e-300"),

@@ -1,0 +1,123 @@
+"""Truncated rollouts: members leave from states of the unperturbed parameters and run for the steps of one window.
+
+A sequence of T steps is cut into T / L windows of L steps. The unperturbed parameters run through all of it once. In each window
+the M members of a *group* start from the state there, each with noise of its own on V, and are scored on the window's L
+predictions: what a member's noise does beyond its window nobody looks at. That is a truncated unroll (as in truncated
+backpropagation through time), with two gains: a window has L·r dimensions for a loss to depend on in place of (T − 1)·r, and
+members need no second one of the opposite sign, for their group's mean loss is known (`members_of_group`).
+
+All windows of some sequences go side by side: a tile has G = (T / L)·B windows and M·G columns in the order (member, window,
+sequence). The first step's W0 h, U Vᵀh and drive are the same for a whole group and are computed once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.projection import orthonormal_rows
+from common.rollout import RankOneAdapter, Rollout, columns_per_tile
+
+SAME = 1e-7  # relative spread of losses below which they are the same, but for rounding
+
+
+def sequences_at_once(members: int, windows: int, size: int, dtype: torch.dtype, device_type: str) -> int:
+    """Sequences whose windows are run side by side: as many as fill the device's column target, one at least. By rule, never by
+    stopwatch; a quarter more columns than the target are no loss."""
+    return max(1, round(1.25 * columns_per_tile(size, dtype, device_type) / (members * windows)))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """G windows of L steps, those of B sequences in the order (window, sequence).
+
+    state_LNG: the unperturbed parameters' state before each step. drive_LNG: Win z + b. target_LEG: what is to be predicted.
+    """
+
+    state_LNG: Tensor
+    drive_LNG: Tensor
+    target_LEG: Tensor
+
+    def of_sequences(self, sequences: int, first: int, count: int) -> "Windows":
+        """The windows of `count` of the `sequences`, from the `first` on."""
+        tensors = (self.state_LNG, self.drive_LNG, self.target_LEG)
+        return Windows(*(x.unflatten(2, (-1, sequences))[..., first : first + count].flatten(2) for x in tensors))
+
+
+def cut(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, drive_TNB: Tensor, target_TEB: Tensor, length: int) -> Windows:
+    """Run the unperturbed parameters through B sequences and cut them into windows of `length` steps, which must divide T."""
+    states_NTB = rollout.states(u_Nr, v_Nr, drive_TNB)
+    before_TNB = torch.cat((torch.zeros_like(drive_TNB[:1]), states_NTB[:, :-1].transpose(0, 1)))
+
+    def windows(x_TXB: Tensor) -> Tensor:
+        x_WLXB = x_TXB.unflatten(0, (-1, length))
+        return x_WLXB.permute(1, 2, 0, 3).flatten(2)
+
+    return Windows(windows(before_TNB), windows(drive_TNB), windows(target_TEB))
+
+
+@torch.no_grad()
+def member_errors(
+    rollout: Rollout,
+    adapter: RankOneAdapter,
+    windows: Windows,
+    weight_EN: Tensor,
+    bias_E: Tensor,
+) -> Tensor:
+    """Squared errors of M members (the adapter's, all with sign +) in G windows, summed over steps and dimensions: float64 (M, G).
+
+    A state that is not a number makes an error that is none.
+    """
+    length, _, groups = windows.drive_LNG.shape
+    members, rank = len(adapter.b_Pr), adapter.rank
+    columns = (members, 1, groups)
+    adapter.prepare(columns)
+    h_NG = windows.state_LNG[0]
+    inner_AG = adapter.right_AN @ h_NG  # Vᵀh, and below it each member's c·h
+    shared_NG = rollout.recurrent(h_NG).addmm_(adapter.left_NA, inner_AG[:rank]).add_(windows.drive_LNG[0])
+    kick_rMG = adapter.d_rP[:, :, None] * (adapter.sigma * inner_AG[rank:])
+    x_NC = adapter.left_NA @ kick_rMG.flatten(1)
+    x_NC.unflatten(1, (members, groups)).add_(shared_NG[:, None])
+    h_NC = h_NG.repeat(1, members)
+    h_NC.lerp_(x_NC.tanh_(), rollout.leak)
+    weight_EN, bias_E1 = weight_EN.to(rollout.dtype), bias_E.to(rollout.dtype)[:, None]
+    error_C = torch.zeros(members * groups, dtype=torch.float64, device=rollout.device)
+    for step in range(length):
+        if step > 0:
+            x_NC = rollout.recurrent(h_NC)
+            adapter.add_to(x_NC, h_NC)
+            x_NC.unflatten(1, (members, groups)).add_(windows.drive_LNG[step][:, None])
+            h_NC.lerp_(x_NC.tanh_(), rollout.leak)
+        error_EC = torch.addmm(bias_E1, weight_EN, h_NC).to(windows.target_LEG.dtype)
+        error_EC.unflatten(1, (members, groups)).sub_(windows.target_LEG[step][:, None])
+        error_C += error_EC.square_().sum(dim=0)
+    return error_C.unflatten(0, (members, groups))
+
+
+def members_of_group(loss_MG: Tensor, standardise: bool = True) -> tuple[Tensor, Tensor]:
+    """Losses of a group's members, float64 (M, G), to weights (M, G), and which groups count, bool (G,).
+
+    A loss less its group's mean, times M / (M − 1): less the mean of the *other* members, which knows nothing of this one's noise, so that
+    the weighted sum of noise stays unbiased (the leave-one-out baseline of REINFORCE; Kool, van Hoof, Welling 2019).
+    standardise: divided by the group's standard deviation, so that each window counts alike, however steep it is (Shao et al.
+    2024, arXiv:2402.03300, do so with the rewards of a group of answers). A group does not count, and has weights 0, where a loss
+    is not finite or all are the same as far as float32 can tell: so are they in a first step from the zero state, where V has no part.
+    """
+    members, mean_G, spread_G = len(loss_MG), loss_MG.mean(dim=0), loss_MG.std(dim=0)
+    counts_G = loss_MG.isfinite().all(dim=0) & (spread_G > SAME * mean_G.abs())
+    weight_MG = (loss_MG - mean_G) * (members / (members - 1))
+    if standardise:
+        weight_MG = weight_MG / spread_G
+    return weight_MG.masked_fill(~counts_G, 0), counts_G
+
+
+def weighted_noise(windows: Windows, weight_MG: Tensor, c_MN: Tensor, d_Mr: Tensor) -> Tensor:
+    """Σ_g P_g Σ_m w_mg c_m d_mᵀ, float32 (N, r): noise projected on the L states that its window went through, weighted.
+
+    A window's losses know nothing of the rest of c_m (common/projection.py). Its weights must be 0 where a state is not finite.
+    """
+    basis_GLN = orthonormal_rows(windows.state_LNG.permute(2, 0, 1).to(torch.float32))
+    basis_GLN = torch.where((weight_MG != 0).any(dim=0)[:, None, None], basis_GLN, 0)
+    inner_GLM = basis_GLN @ c_MN.T
+    inner_GLM *= weight_MG.T[:, None].to(torch.float32)
+    return basis_GLN.flatten(0, 1).T @ (inner_GLM.flatten(0, 1) @ d_Mr)
