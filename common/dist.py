@@ -189,6 +189,7 @@ class Workers:
             torch.nn.functional.embedding_bag(index, square, mode="sum", per_sample_weights=square[:, :2])
         identity = torch.eye(16, dtype=torch.float64)  # projected noise and the ridge decoder solve in float64
         torch.cholesky_solve(identity[None], torch.linalg.cholesky_ex(identity[None]).L)
+        torch.linalg.solve_triangular(identity[None], identity[None], upper=False)
         torch.linalg.solve(identity, identity)
         torch.linalg.qr(torch.linalg.eigh(identity).eigenvectors)
 

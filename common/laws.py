@@ -30,10 +30,10 @@ def grouped_cosine(groups: int, members: int, dimensions: int, batch_noise: floa
 
 
 def rank_one_dimensions(states: int, rank: int) -> int:
-    """How many dimensions noise c dᵀ on V counts for in the laws, where M states are visited: (M + 2) r.
+    """How many dimensions noise c dᵀ on V counts for in the laws, where S states are visited: (S + 2) r.
 
-    Its inner products with the states are normal, all multiplied by the same ±1 of d: E|ε|²(ε·g)² = (M + 2) r |g|², where full
-    Gaussian noise has M r + 2. It matters where the states are few.
+    Its inner products with the states are normal, all multiplied by the same ±1 of d: E|ε|²(ε·g)² = (S + 2) r |g|², where full
+    Gaussian noise has S r + 2. It matters where the states are few; `perturbed_dimensions`, of whole sequences, leaves it out.
     """
     return (states + 2) * rank
 

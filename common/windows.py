@@ -1,13 +1,15 @@
 """Truncated rollouts: members leave from states of the unperturbed parameters and run for the steps of one window.
 
 A sequence of T steps is cut into T / L windows of L steps. The unperturbed parameters run through all of it once. In each window
-the M members of a *group* start from the state there, each with noise of its own on V, and are scored on the window's L
+the M members of a *group* start from the state there, with M different noises on V, and are scored on the window's L
 predictions: what a member's noise does beyond its window nobody looks at. That is a truncated unroll (as in truncated
 backpropagation through time), with two gains: a window has L·r dimensions for a loss to depend on in place of (T − 1)·r, and
 members need no second one of the opposite sign, for their group's mean loss is known (`members_of_group`).
 
-All windows of some sequences go side by side: a tile has G = (T / L)·B windows and M·G columns in the order (member, window,
-sequence). The first step's W0 h, U Vᵀh and drive are the same for a whole group and are computed once.
+All windows of a few sequences go side by side: G = (T / L)·B windows and M·G columns in the order (member, window, sequence). They
+share the M noise vectors. That leaves the mean of the estimate as it is; errors of different windows are then no longer independent, which
+matters as far as their gradients agree: not where these are mostly noise, by some tens of per cent of the variance early in a run. Hence
+`MOST_SHARING`. The first step's W0 h, U Vᵀh and drive are the same for a whole group and are computed once.
 """
 
 from dataclasses import dataclass
@@ -19,12 +21,14 @@ from common.projection import orthonormal_rows
 from common.rollout import RankOneAdapter, Rollout, columns_per_tile
 
 SAME = 1e-7  # relative spread of losses below which they are the same, but for rounding
+MOST_SHARING = 4  # sequences that share noise vectors
 
 
 def sequences_at_once(members: int, windows: int, size: int, dtype: torch.dtype, device_type: str) -> int:
-    """Sequences whose windows are run side by side: as many as fill the device's column target, one at least. By rule, never by
-    stopwatch; a quarter more columns than the target are no loss."""
-    return max(1, round(1.25 * columns_per_tile(size, dtype, device_type) / (members * windows)))
+    """Sequences whose windows are run side by side: as many as fill five quarters of the device's column target (measured to be no loss),
+    one at least and `MOST_SHARING` at most. By rule, never by stopwatch."""
+    columns = 5 * columns_per_tile(size, dtype, device_type) // 4
+    return max(1, min(columns // (members * windows), MOST_SHARING))
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,11 @@ def member_errors(
     weight_EN: Tensor,
     bias_E: Tensor,
 ) -> Tensor:
-    """Squared errors of M members (the adapter's, all with sign +) in G windows, summed over steps and dimensions: float64 (M, G).
+    """Squared errors of M members in G windows, summed over steps and dimensions: float64 (M, G).
 
-    A state that is not a number makes an error that is none.
+    adapter: noise on V alone (perturbs_u False), all with sign +. A state that is not a number makes an error that is none.
     """
+    assert not adapter.perturbs_u
     length, _, groups = windows.drive_LNG.shape
     members, rank = len(adapter.b_Pr), adapter.rank
     columns = (members, 1, groups)
@@ -99,9 +104,10 @@ def members_of_group(loss_MG: Tensor, standardise: bool = True) -> tuple[Tensor,
 
     A loss less its group's mean, times M / (M − 1): less the mean of the *other* members, which knows nothing of this one's noise, so that
     the weighted sum of noise stays unbiased (the leave-one-out baseline of REINFORCE; Kool, van Hoof, Welling 2019).
-    standardise: divided by the group's standard deviation, so that each window counts alike, however steep it is (Shao et al.
-    2024, arXiv:2402.03300, do so with the rewards of a group of answers). A group does not count, and has weights 0, where a loss
-    is not finite or all are the same as far as float32 can tell: so are they in a first step from the zero state, where V has no part.
+    standardise: then divided by the group's standard deviation, so that windows count nearly alike, however steep they are (Shao et al.
+    2024, arXiv:2402.03300, do so with the rewards of a group of answers). It is no longer unbiased, for the divisor knows each member:
+    shorter by a few per cent at M = 16, and along g_w to a thousandth. A group does not count, and has weights 0, where a loss
+    is not finite or all are the same as far as float32 can tell.
     """
     members, mean_G, spread_G = len(loss_MG), loss_MG.mean(dim=0), loss_MG.std(dim=0)
     counts_G = loss_MG.isfinite().all(dim=0) & (spread_G > SAME * mean_G.abs())

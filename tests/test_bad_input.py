@@ -405,6 +405,7 @@ RUNS = [
             (ES, "has a huge size", json_with(CONFIG, hidden_size=10**40)),
             (READOUT, "has another digit source", json_with(CONFIG, digit_source="fashion")),
             (BPTT, "has another problem", json_with(CONFIG, problem_id="0123456789ab")),
+            (TRUNCATED, "has windows longer than its sequences", json_with(CONFIG, window=9)),
         )
     ),
     *(

@@ -301,6 +301,7 @@ OWN = {
         (BPTT, "--input-scale 1000 --gain 1000 --leak 1"),
         (READOUT, "--learning-rate 1e30"),
         (TRUNCATED, "--sigma 1e-300"),
+        (TRUNCATED, "--learning-rate 1e-30"),
         (TRUNCATED, "--sigma 1000 --fitness-shaping raw --learning-rate 1e30"),
         (TRUNCATED, "--batch-size 1 --rank 1 --decoder-warmup 0 --u-scale 1e-300"),
         (TRUNCATED, "--dtype float64 --measure-cosine-every 1 --decoder ridge"),

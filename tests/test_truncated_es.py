@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, assert_same_run, results
 
 from common.dist import Workers
+from common.laws import grouped_cosine
 from common.problem import Embeddings, ProblemSettings
 from common.run import RunSettings
 from common.supervised import DecoderTrainingSettings
@@ -137,7 +138,7 @@ def test_halves_are_the_even_and_the_odd_tiles(training_of):
 
 
 def test_a_measurement_compares_with_both_gradients(training_of, monkeypatch):
-    """Handed the truncated gradient itself, the meter says 1; and what truncation costs is the cosine between the two."""
+    """Handed the truncated gradient itself, the meter says 1 to it, and to the whole gradient their cosine."""
     training = training_of(window=2)
     training.v_Nr.copy_(torch.randn(48, 2, generator=torch.Generator().manual_seed(0)) * 0.1)
     decoder = training.decoder.frozen_copy()
@@ -151,7 +152,8 @@ def test_a_measurement_compares_with_both_gradients(training_of, monkeypatch):
     assert got["cosine_truncated"] == pytest.approx(1, abs=0.1)
     assert got["cosine_gradient"] / between == pytest.approx(1, abs=0.1)
     assert between < 0.999
-    assert 0 < got["cosine_truncated_law"] < 1
+    # Windows of two steps count for (2 + 2) · 2 dimensions.
+    assert got["cosine_truncated_law"] == pytest.approx(grouped_cosine(21, 4, 8, got["batch_noise"]))
 
 
 def test_a_failed_iteration_leaves_v_as_it_was(training_of, monkeypatch):
@@ -219,6 +221,11 @@ def test_it_makes_the_core_better_and_its_control_does_not(run):
         (["--rank", "49"], "--rank must not exceed"),
         (["--window", "3"], "--window must divide --sequence-length: 4 is not a multiple of 3"),
         (["--members", "1"], "--members"),
+        (
+            ["--members", "1024", "--sequence-length", "100", "--window", "1"],
+            "102,400 columns side by side; at most 65,536",
+        ),
+        (["--sequence-length", "1", "--window", "1"], "--sequence-length must be at least 2"),
         (["--fitness-shaping", "sign"], "--fitness-shaping"),
     ],
 )

@@ -67,7 +67,7 @@ def without(*keys):
 def plain(measured, tmp_path) -> Path:
     """The same run, had nothing been compared."""
     shutil.copytree(measured, tmp_path / "plain")
-    change_lines(tmp_path / "plain", without(*COSINES, "truncation_cosine", "batch_noise"))
+    change_lines(tmp_path / "plain", without(*COSINES, "batch_noise"))
     return tmp_path / "plain"
 
 
@@ -265,18 +265,16 @@ def test_training_curves_show_the_columns_of_a_run(plain, draw):
 
 def test_cosines_are_drawn_beside_their_law(measured, draw):
     change = {"cosine_truncated": [0.2, 0.3, 0.25], "cosine_truncated_law": [0.22, 0.23, 0.24],
-              "cosine_gradient": [0.1, -0.1, 0.2], "truncation_cosine": [0.9, 0.8, 0.85],
-              "batch_noise": [40.0, 50.0, 60.0]}  # fmt: skip
+              "cosine_gradient": [0.1, -0.1, 0.2], "batch_noise": [40.0, 50.0, 60.0]}  # fmt: skip
     run = run_of(draw, measured)
     at = np.isin(run.history["iteration"], [2, 4, 6])
     for key, values in change.items():
         run.history[key][at] = values
     with figures.style():
         figure = draw.cosine_to_gradient(run)
-    top, middle, bottom = figure.axes
+    top, bottom = figure.axes
     assert curves(top) == [([2, 4, 6], change[key]) for key in COSINES]
     assert [line.is_dashed() for line in top.lines if line.get_transform() == top.transData] == [False, True, False]
-    assert curves(middle) == [([2, 4, 6], change["truncation_cosine"])]
     assert curves(bottom) == [([2, 4, 6], change["batch_noise"])] and bottom.get_yscale() == "log"
     assert title_of(figure) == "Cosine of ĝ to the truncated gradient: 0.2500 ± 0.0289 seen, 0.2300 by the law"
 

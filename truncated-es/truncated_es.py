@@ -9,8 +9,8 @@ Frozen: the CNN, W0 (sparse), Win, b, and U ~ N(0, u²/N) as it is drawn. Traine
 only: V (N, r), from 0. Trained by ordinary supervision on the unperturbed V: Wout, bout. One iteration:
 
     1. the unperturbed V runs through a few sequences, each cut into windows of --window steps
-    2. in each window --members members start from the state there, each with noise of its own on V: V + σ c dᵀ, c and d of ±1;
-       each returns one number, its loss in the window
+    2. in each window --members members start from the state there, with different noise on V: V + σ c dᵀ, c and d of ±1; each
+       returns one number, its loss in the window
     3. loss less the mean of its window's members, in standard deviations → weight w; ĝ = Σ over windows of P Σ_m w_m c_m d_mᵀ / σ, where
        P projects on the states of the window, for of the rest of c_m its losses know nothing
     4. Adam steps V along ĝ; meanwhile the decoder has learned (--decoder)
@@ -46,6 +46,7 @@ from common.windows import cut, member_errors, members_of_group, sequences_at_on
 
 SHAPINGS = ("raw", "standardised")
 MEASURED_SEQUENCES = 2048  # whose gradient an estimate is compared with
+MOST_COLUMNS = 2**16  # of a sequence's windows and members
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
 
@@ -86,8 +87,8 @@ PRESETS = {
     "laptop": LAPTOP,
     # The same with other windows; the last is a whole sequence: what truncation costs and brings.
     **{f"window-{steps}": {**LAPTOP, "window": steps} for steps in (1, 2, 10, 20)},
-    # Half an hour on the laptop, without a shortage of data.
-    "long": {
+    # The brief's problem on a laptop in half an hour, without a shortage of data.
+    "brief": {
         **LAPTOP, "iterations": 8000, "learning_rate": 1.5e-3, "train_sequences": 50_000, "decoder_memory": 10_000.0,
         "evaluate_every": 100,
     },
@@ -110,6 +111,16 @@ def parse_arguments(argv: list[str] | None):
         raise BadInput(
             f"--window must divide --sequence-length: {config.sequence_length} is not a multiple of {config.window}"
         )
+    if config.sequence_length < 2:
+        raise BadInput("--sequence-length must be at least 2: V acts from the second step on")
+    columns = config.members * config.sequence_length // config.window
+    if columns > MOST_COLUMNS:
+        raise BadInput(
+            f"--members {config.members} in each of {config.sequence_length // config.window:,} windows (--window) are {columns:,} "
+            f"columns side by side; at most {MOST_COLUMNS:,}"
+        )
+    if config.dtype == "float16":
+        raise BadInput("--dtype float16: what members differ by is lost in its rounding; choose float32 or float64")
     return config, options
 
 
@@ -127,21 +138,23 @@ def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
 class Tiling:
     """How an iteration's sequences are shared out; a rule over the shape alone, never over speed or the number of ranks.
 
-    at_once: sequences whose windows go side by side. tile: sequences that belong together, a multiple of it: eight ranks should all
-    have some.
+    at_once: sequences whose windows go side by side and share noise vectors. tile: sequences that belong together, a multiple of
+    it: enough of them for the unperturbed V to run through side by side, for narrower products are slow, and for no more than
+    MOST_TILES tiles, each of which hands over a sum as large as V. (Below some thirty sequences not all of eight ranks get one.)
     """
 
     at_once: int
     tile: int
 
-    LEAST = 4  # sequences of a tile, which the unperturbed V runs through side by side: narrower products are slow
+    LEAST, MOST_TILES = 4, 64
 
     @classmethod
     def of(cls, config: Config, workers: Workers) -> "Tiling":
-        dtype, windows = getattr(torch, config.dtype), config.sequence_length // config.window
+        dtype, windows = getattr(torch, config.dtype), max(1, config.sequence_length // config.window)
         at_once = sequences_at_once(config.members, windows, config.hidden_size, dtype, workers.device.type)
         at_once = min(at_once, -(-config.batch_size // GPUS_PER_NODE))
-        return cls(at_once, at_once * -(-min(cls.LEAST, config.batch_size) // at_once))
+        tile = max(min(cls.LEAST, config.batch_size), -(-config.batch_size // cls.MOST_TILES))
+        return cls(at_once, at_once * -(-tile // at_once))
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -151,7 +164,7 @@ class Training(ForwardTraining):
     """V under truncated evolution strategies, the decoder by ordinary supervision."""
 
     label = "truncated ES"
-    advice = "try a smaller --learning-rate or --sigma"
+    advice = "try a smaller --learning-rate, or another --sigma"
 
     start_adapter = staticmethod(start_adapter)
 
@@ -178,27 +191,28 @@ class Training(ForwardTraining):
         """A tile's part of the estimate, float32 (2Nr + 3,): its sum of weighted noise, in the first place if the tile's number is even,
         else in the second; loss of its windows, how many of them count, and how many there are."""
         config, tiling, device = self.config, self.tiling, self.workers.device
-        u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
         input_TEB, target_TEB = self.minibatch(iteration, torch.tensor([self.OWN + tile]), tiling.tile)
-        sequences = min(tiling.tile, config.batch_size - tile * tiling.tile)  # beyond the last: padding
+        real_B = (
+            torch.arange(tiling.tile, device=device) < config.batch_size - tile * tiling.tile
+        )  # the rest is padding
+        u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
         windows = cut(self.rollout, u_Nr, v_Nr, self.rollout.drive(input_TEB), target_TEB, config.window)
         sum_Nr, totals_3 = torch.zeros_like(self.v_Nr), torch.zeros(3, dtype=torch.float64, device=device)
         for first in range(0, tiling.tile, tiling.at_once):
             some = windows.of_sequences(tiling.tile, first, tiling.at_once)
+            real_G = real_B[first : first + tiling.at_once].repeat(config.sequence_length // config.window)
             group = (tile * tiling.tile + first) // tiling.at_once
             ids_M = torch.arange(group * config.members, (group + 1) * config.members, device=device)
             adapter = self.noise.adapter(u_Nr, v_Nr, iteration, ids_M, config.sigma)
-            error_MG = member_errors(self.rollout, adapter, some, *decoder)
-            loss_MG = error_MG / (config.window * EMBEDDING * self.scale)
+            loss_MG = member_errors(self.rollout, adapter, some, *decoder) / (config.window * EMBEDDING * self.scale)
             weight_MG, counts_G = members_of_group(loss_MG, config.fitness_shaping == "standardised")
-            real_G = torch.arange(tiling.at_once, device=device).repeat(config.sequence_length // config.window)
-            counts_G &= real_G + first < sequences
+            # In a single step from the zero state V has no part, whatever rounding makes of it.
+            counts_G &= real_G & (some.state_LNG != 0).any(dim=1).any(dim=0)
             weight_MG = weight_MG.masked_fill(~counts_G, 0)
-            _, _, c_MN, d_Mr = self.noise.draw(iteration, ids_M)
+            _, _, _, _, c_MN, d_Mr = (factor.to(torch.float32) for factor in adapter.factors())
             sum_Nr += weighted_noise(some, weight_MG, c_MN, d_Mr)
-            totals_3 += torch.stack((
-                loss_MG.mean(dim=0).masked_fill(~counts_G, 0).sum(), counts_G.sum(), (real_G + first < sequences).sum(),
-            ))  # fmt: skip
+            loss = loss_MG.mean(dim=0).masked_fill(~counts_G, 0).sum()
+            totals_3 += torch.stack((loss, counts_G.sum(), real_G.sum()))
         halves_2Nr = torch.zeros(2, *sum_Nr.shape, device=device)
         halves_2Nr[tile % 2] = sum_Nr
         return torch.cat((halves_2Nr.flatten(), totals_3.to(torch.float32)))
@@ -234,7 +248,8 @@ class Training(ForwardTraining):
             before_Nr, self.v_Nr.grad = self.v_Nr.clone(), estimate.grad_v_Nr
             self.optimizer.param_groups[0]["lr"] = rate
             self.optimizer.step()
-            update_ratio = float((self.v_Nr - before_Nr).norm()) / float(self.v_Nr.norm())
+            if norm := float(self.v_Nr.norm()):
+                update_ratio = float((self.v_Nr - before_Nr).norm()) / norm
 
         self.iteration = iteration
         seconds = time.perf_counter() - started
@@ -257,20 +272,27 @@ class Training(ForwardTraining):
         }
 
     def _measure(self, estimate_Nr: Tensor, iteration: int, decoder: tuple[Tensor, Tensor]) -> dict:
-        """How good ĝ is: its cosine to the gradient through all time, and to the one that ends with its window, which is what it
-        estimates; and what the law says of the latter."""
+        """How good ĝ is: its cosine to the gradient through all time and to the truncated one, and the law of the latter.
+
+        Of raw losses ĝ estimates the truncated gradient; of standardised ones the mean of g_w/|g_w|, for which the law does not speak."""
+        config = self.config
         index_B = self.minibatch_index(iteration, torch.tensor([self.MEASURED]), MEASURED_SEQUENCES)
         here = (index_B, self.u_Nr, self.v_Nr, decoder)
-        whole, truncated = self.meter.sums(*here), self.meter.sums(*here, window=self.config.window)
-        noise, dimensions = truncated.batch_noise, rank_one_dimensions(self.config.window, self.config.rank)
-        law = (self.config.batch_size, self.config.members, dimensions, noise)
+        whole, truncated = self.meter.sums(*here), self.meter.sums(*here, window=config.window)
+        noise, law = truncated.batch_noise, math.nan
+        if noise > 0:  # few sequences of little agreement may seem to cancel
+            law = grouped_cosine(config.batch_size, config.members, self.dimensions(config), noise)
         return {
             "cosine_gradient": whole.cosines(estimate_Nr.flatten())[0],
             "cosine_truncated": truncated.cosines(estimate_Nr.flatten())[0],
-            "cosine_truncated_law": grouped_cosine(*law) if noise > 0 else math.nan,
-            "truncation_cosine": truncated.cosines(whole.gradient_D)[0],
+            "cosine_truncated_law": law,
             "batch_noise": noise,
         }
+
+    @staticmethod
+    def dimensions(config: Config) -> int:
+        """What a window's noise counts for in the laws. The first state of a sequence is zero, and V has no part in it."""
+        return rank_one_dimensions(min(config.window, config.sequence_length - 1), config.rank)
 
     def progress(self, metrics: dict) -> str:
         return (
@@ -312,25 +334,22 @@ class Training(ForwardTraining):
         rollouts = config.batch_size * (config.members + 1)
         columns = config.members * config.sequence_length // config.window * tiling.at_once
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
+        inputs = config.sequence_length * config.hidden_size * tiling.tile
         megabytes = {
             "the state of windows side by side": config.hidden_size * columns * element / 1e6,
-            "states and driving input of a tile": 2
-            * config.sequence_length
-            * config.hidden_size
-            * tiling.tile
-            * element
-            / 1e6,
+            "states and driving input of a tile": 2 * inputs * element / 1e6,
+            "the tiles' parts of the estimate": 2 * tiles * 2 * config.hidden_size * config.rank * 4 / 1e6,
             "θ, its gradient and Adam's moments": 5 * config.hidden_size * config.rank * 4 / 1e6,
             "encoded sequences (on disk on a CPU)": sequences * (config.sequence_length + 1) * EMBEDDING * 4 / 1e6,
         }
         if config.decoder == "ridge":
             megabytes["the decoder's sums and a copy of them"] = 2 * (config.hidden_size + 1) ** 2 * 4 / 1e6
-        dimensions = rank_one_dimensions(config.window, config.rank)
+        dimensions = Training.dimensions(config)
         law = grouped_cosine(config.batch_size, config.members, dimensions, 1.0)
         return [
             f"{config.members} members, {dimensions:,} dimensions a window, {config.batch_size:,} sequences: cosine of at most "
             f"{law:.3f} to the truncated gradient, by the law; less, the more sequences differ",
-            f"{rollouts:,} rollouts of members an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
+            f"{rollouts:,} rollouts an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
             f"{tiles:,} tiles of {tiling.tile} sequences ({columns} columns side by side); one took {min(seconds):.3g} s here",
             f"expected {iteration_s:.3g} s an iteration, {iteration_s * config.iterations / 60:.3g} min for the population",
             "memory: " + ", ".join(f"{name} {size:,.1f} MB" for name, size in megabytes.items()),

@@ -142,8 +142,8 @@ def _state_panels(figure: Figure, grid, run: SavedRun) -> None:
 
 
 def cosine_to_gradient(run: SavedRun) -> Figure | None:
-    """Cosines of ĝ to the gradient that ends with its window, seen and by the law, and to the one through all time; how much the
-    two differ; ρ, which the law needs. None where the run measured none."""
+    """Cosines of ĝ to the gradient that ends with its window, seen and by the law, and to the one through all time; ρ, which the
+    law needs. None where the run measured none."""
     if not len(run.column("cosine_truncated")[0]):
         return None
     nowhere = np.full_like(run.history["iteration"], np.nan)
@@ -158,8 +158,8 @@ def cosine_to_gradient(run: SavedRun) -> Figure | None:
     title = f"Cosine of ĝ to the truncated gradient: {mean.replace('-', '−')} seen{by_law}"
     config = run.config
     sizes = f"windows of L = {config['window']} steps · M = {config['members']} members in each"
-    figure = headed_figure(10.5, 8.6, title, f"{count}\n{describe(run.results)} · {sizes}", legend_rows=1)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1.9, 1, 1])
+    figure = headed_figure(10.5, 6.8, title, f"{count}\n{describe(run.results)} · {sizes}", legend_rows=1)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.9, 1])
 
     top.axhline(0, color=GREY, lw=0.8)
     curves = (
@@ -171,11 +171,6 @@ def cosine_to_gradient(run: SavedRun) -> Figure | None:
     top.set_title("Cosine of ĝ to gradients of the mean loss")
     drawn = np.concatenate([[0.0], *(run.column(key)[1] for key, _, _ in curves)])
     top.set(ylabel="cosine", ylim=robust_limits(drawn, share=1.0))
-    measured_curve(middle, run, "truncation_cosine", GREEN, "")
-    kept = run.column("truncation_cosine")[1]
-    mean = f": mean {kept.mean():.3f}".replace("-", "−") if len(kept) else ": not known"
-    middle.set_title(f"Cosine of the truncated gradient to the one through all time{mean}")
-    middle.set(ylabel="cosine", ylim=(min(0, 1.06 * kept.min(initial=0)), 1.06))
     title = "Noise of one sequence’s truncated gradient: ρ = E|gᵢ|² / |E gᵢ|²"
     measured_on_log_axis(bottom, run, "batch_noise", ORANGE, title, "ρ")
     bottom.set(xlabel="ES iteration", xlim=(0, run.history["iteration"][-1]))
