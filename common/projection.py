@@ -41,13 +41,12 @@ class VisitedStates:
 
 
 def _gram_root(states_PMN: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """L with L Lᵀ = H Hᵀ + ridge for the rows H of each pair, (P, M, M), and whether there is none, int (P,)."""
+    """L with L Lᵀ = H Hᵀ + ridge for each P's rows H, (P, M, M), and whether there is none, int (P,)."""
     gram_PMM = torch.bmm(states_PMN, states_PMN.mT)
     diagonal_PM = gram_PMM.diagonal(dim1=1, dim2=2)
     mean_P1 = diagonal_PM.mean(dim=1, keepdim=True)
-    diagonal_PM += torch.where(
-        mean_P1 == 0, 1.0, ridge * mean_P1
-    )  # of no states at all the span is zero: Vᵀh while V = 0
+    # Of no states at all the span is zero: of Vᵀh while V = 0, and of a window of the zero state alone.
+    diagonal_PM += torch.where(mean_P1 == 0, 1.0, ridge * mean_P1)
     return torch.linalg.cholesky_ex(gram_PMM)
 
 

@@ -35,10 +35,10 @@ class DecoderTrainingSettings(DecoderSettings):
 
 
 class ForwardTraining(experiment.Training):
-    """Training of U and V by a population, of the decoder by supervision on the unperturbed θ."""
+    """Training of the adapter by a population, of the decoder by supervision on the unperturbed θ."""
 
-    # Minibatch streams: of the decoder, from there on (and, in a shared minibatch, of the population); of a measurement; and one for
-    # each part of a population that has sequences of its own.
+    # Minibatch streams of an iteration: from SHARED on those of the decoder, the first of which a population may share; that of a
+    # measurement; from OWN on one for each part of a population that has sequences of its own.
     SHARED, MEASURED, OWN = 0, (1 << 20) - 1, 1 << 20
 
     def __init__(self, *arguments, **options):
