@@ -4,7 +4,7 @@ A sequence of T steps is cut into T / L windows of L steps. The unperturbed para
 the M members of a *group* start from the state there, with M different noises on V, and are scored on the window's L
 predictions: what a member's noise does beyond its window nobody looks at. That is a truncated unroll (as in truncated
 backpropagation through time), with two gains: a window has L·r dimensions for a loss to depend on in place of (T − 1)·r, and
-members need no second one of the opposite sign, for their group's mean loss is known (`members_of_group`).
+members need no second one of the opposite sign, for their group's mean loss is known (`group_weights`).
 
 All windows of a few sequences go side by side: G = (T / L)·B windows and M·G columns in the order (member, window, sequence). They
 share the M noise vectors. That leaves the mean of the estimate as it is; errors of different windows are then no longer independent, which
@@ -99,7 +99,7 @@ def member_errors(
     return error_C.unflatten(0, (members, groups))
 
 
-def members_of_group(loss_MG: Tensor, standardise: bool = True) -> tuple[Tensor, Tensor]:
+def group_weights(loss_MG: Tensor, standardise: bool = True) -> tuple[Tensor, Tensor]:
     """Losses of a group's members, float64 (M, G), to weights (M, G), and which groups count, bool (G,).
 
     A loss less its group's mean, times M / (M − 1): less the mean of the *other* members, which knows nothing of this one's noise, so that

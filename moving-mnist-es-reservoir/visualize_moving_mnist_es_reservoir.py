@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.errors import run_main
 from common.figures import (
@@ -29,7 +29,6 @@ from common.figures import (
     broken_axes,
     curve_with_mean,
     describe,
-    downsample,
     draw_references,
     figure_arguments,
     headed_figure,
@@ -38,7 +37,6 @@ from common.figures import (
     load_run,
     near_and_far,
     odd_window,
-    predictor,
     references,
     robust_limits,
     running_mean,
@@ -47,6 +45,7 @@ from common.figures import (
     style,
 )
 from common.laws import half_population_cosine, perturbed_dimensions
+from common.run_figures import effective_rank, error_by_frame, film_strip, measured_curve, measured_on_log_axis
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
@@ -230,7 +229,7 @@ def prediction_vs_target(run: SavedRun) -> Figure:
     rows = (("true", target), ("predicted", prediction), ("predicted − true", prediction - target))
     shown, image = [], None
     for s in range(sequences):
-        _film_strip(figure.add_subplot(grid[0, s]), frames[s], f"Sequence {s + 1}")
+        film_strip(figure.add_subplot(grid[0, s]), frames[s], f"Sequence {s + 1}")
         for row, (name, values) in enumerate(rows, start=1):
             axes = figure.add_subplot(grid[row, s])
             extent = (1.5, steps + 1.5, dimensions + 0.5, 0.5)
@@ -249,32 +248,8 @@ def prediction_vs_target(run: SavedRun) -> Figure:
     bar.set_label("standardised embedding (standard deviations)")
     bar.outline.set_visible(False)
     _single_dimensions(figure, grid, 5, target, prediction)
-    _error_by_frame(figure, lower.subgridspec(2, 1, height_ratios=[0.5, 1.9]), run)
+    error_by_frame(figure, lower.subgridspec(2, 1, height_ratios=[0.5, 1.9]), run)
     return figure
-
-
-def _film_strip(axes: Axes, frames_FYX: np.ndarray, title: str) -> None:
-    """Six frames side by side, numbered."""
-    count, height, width = frames_FYX.shape
-    chosen = np.unique(np.linspace(1, count - 1, min(6, count - 1)).round().astype(int))
-    gap = max(1, width // 16)
-    strip = np.full((height, len(chosen) * (width + gap) - gap), np.nan)
-    for i, f in enumerate(chosen):
-        strip[:, i * (width + gap) : i * (width + gap) + width] = frames_FYX[f]
-    axes.imshow(strip, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(title, fontweight="bold", pad=14)
-    for i, f in enumerate(chosen):
-        x = i * (width + gap) + width / 2
-        axes.annotate(
-            f"frame {f + 1}" if i == 0 else f"{f + 1}",
-            (x, 0),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8.5,
-            color=GREY,
-        )
-    axes.set_axis_off()
 
 
 def _single_dimensions(figure: Figure, grid, row: int, target_STE: np.ndarray, prediction_STE: np.ndarray) -> None:
@@ -303,39 +278,8 @@ def _single_dimensions(figure: Figure, grid, row: int, target_STE: np.ndarray, p
                 axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0, columnspacing=1.4)
 
 
-def _error_by_frame(figure: Figure, grid, run: SavedRun) -> None:
-    """Test MSE by target frame, trained model against trivial predictors, in the two rows of `grid`."""
-    ours = run.arrays["mse_by_frame_T"]
-    curves = list(zip(run.arrays["trivial_names"], run.arrays["trivial_mse_by_frame_kT"], strict=True))
-    curves = [(predictor(name, mse.max()), mse) for name, mse in curves]
-    frame = np.arange(2, len(ours) + 2)
-    # A curve that lies far above (usually copy-last) gets a strip of its own, or the others could not be told apart.
-    near, far = near_and_far([line for line, _ in curves], float(ours.min()), float(ours.max()))
-    beyond = [value for line, mse in curves if line in far for value in (mse.min(), mse.max())]
-    axes, strip = broken_axes(figure, grid, 0, beyond)
-    for line, mse in curves:
-        where = strip if line in far else axes
-        where.plot(frame, mse, color=line.colour, lw=1.4, dashes=line.dashes)
-    axes.plot(frame, ours, color=VERMILION, lw=2.2, marker="o", ms=4, zorder=4)
-    inside = np.concatenate([ours, *(mse for line, mse in curves if line in near)])
-    axes.set(xlim=(1.8, len(ours) + 1.2), ylim=robust_limits(inside, share=1.0), xlabel="target frame", ylabel="MSE")
-    axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
-    (strip or axes).set_title("Error by target frame, whole test set")
-    ends = [(float(mse[-1]), line.name, line.colour) for line, mse in curves if line in near]
-    label_right(axes, [(float(ours[-1]), "this run", VERMILION), *ends])
-    if strip:
-        label_right(strip, [(float(mse[-1]), line.name, line.colour) for line, mse in curves if line in far])
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. What the adapter does to the spectrum
-
-
-def effective_rank(singular_values: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 where all are zero."""
-    share = singular_values / max(singular_values.sum(), 1e-300)
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
 
 
 def adapter_spectra(run: SavedRun) -> Figure:
@@ -572,53 +516,21 @@ def cosine_to_gradient(run: SavedRun) -> Figure | None:
     handles, drawn = [], [0.0]
     top.axhline(0, color=GREY, lw=0.8)
     for key, colour, name in curves:
-        handles.append(_measured(top, run, key, colour, name))
-        handles.append(_measured(top, run, f"{key}_law", colour, "law", dashed=True))
+        handles.append(measured_curve(top, run, key, colour, name))
+        handles.append(measured_curve(top, run, f"{key}_law", colour, "law", dashed=True))
         drawn += [*run.column(key)[1], *run.column(f"{key}_law")[1]]
     if units:
-        handles.append(_measured(top, run, "cosine_gradient", GREEN, "to the gradient of the mean loss"))
+        handles.append(measured_curve(top, run, "cosine_gradient", GREEN, "to the gradient of the mean loss"))
         drawn += [*run.column("cosine_gradient")[1]]
     top.set_title(f"Cosine of ĝ to what it estimates: the mean over sequences of {'gᵢ/|gᵢ|' if units else 'gᵢ'}")
     top.set(ylabel="cosine", ylim=robust_limits(drawn, share=1.0))
-    _log_panel(middle, run, "batch_noise", ORANGE, "Noise of one sequence's gradient: ρ₁ = E|gᵢ|² / |E gᵢ|²", "ρ₁")
-    _log_panel(bottom, run, "agreement", INK, "Agreement of the sequences' directions: κ = |E gᵢ/|gᵢ||²", "κ")
+    measured_on_log_axis(
+        middle, run, "batch_noise", ORANGE, "Noise of one sequence's gradient: ρ₁ = E|gᵢ|² / |E gᵢ|²", "ρ₁"
+    )
+    measured_on_log_axis(bottom, run, "agreement", INK, "Agreement of the sequences' directions: κ = |E gᵢ/|gᵢ||²", "κ")
     bottom.set(xlabel="ES iteration", xlim=(0, run.history["iteration"][-1]))
     header_legend(figure, handles, columns=(len(handles) + 1) // 2)
     return figure
-
-
-def _measured(axes: Axes, run: SavedRun, key: str, colour: str, name: str, dashed: bool = False) -> Line2D:
-    """Draw a column, dashed (a law) or with a mark for each value; returns its legend entry, with its mean."""
-    x, y = run.column(key)
-    mark = {"marker": "_" if dashed and len(x) == 1 else "" if dashed or len(x) > 150 else "."}  # one value has no line
-    look = {"color": colour, "ms": 7} | mark
-    if dashed:
-        look |= {"lw": 1.6, "dashes": (5, 2), "mew": 1.6, "zorder": 4}
-    else:
-        look |= {"lw": 1.0, "mew": 0, "alpha": 0.45 if len(x) > 150 else 1.0}  # the law must be seen through them
-    axes.plot(*downsample(x, y), **look, clip_on=False)
-    value = f"mean {y.mean():.3g}".replace("-", "−") if len(y) else "not known"
-    return Line2D([], [], **look, label=f"{name}: {value}")
-
-
-def _log_panel(axes: Axes, run: SavedRun, key: str, colour: str, title: str, label: str) -> None:
-    """A measured quantity on a log axis; the title says how many values are not positive, which estimates of it can be."""
-    x, y = run.column(key)
-    positive = y > 0
-    beyond = f"  ({np.count_nonzero(~positive):,} of {len(y):,} values ≤ 0)" if not positive.all() else ""
-    axes.set_title(title + beyond)
-    axes.set_ylabel(label)
-    if not positive.any():
-        axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", va="center", color=GREY)
-        return
-    x, y = x[positive], y[positive]
-    axes.plot(*downsample(x, y), color=colour, lw=1.0, marker="." if len(x) <= 150 else "", ms=7, mew=0, clip_on=False)
-    # A factor of 2.5 is as far as neighbours of 1, 2 and 5 are apart: there is always a tick.
-    low, high = y.min() / 1.6, y.max() * 1.6
-    axes.set(yscale="log", ylim=(low, high))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 FIGURES = {

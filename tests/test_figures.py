@@ -479,13 +479,6 @@ def test_seriation_puts_alike_columns_together():
     assert np.abs(np.diff(kind[order[:-1]])).sum() == 1, "two kinds, so one change"
 
 
-def test_effective_rank():
-    effective_rank = load_stub(VISUALIZE).effective_rank
-    assert effective_rank(np.ones(5)) == pytest.approx(5)
-    assert effective_rank(np.array([3.0, 0, 0])) == pytest.approx(1)
-    assert effective_rank(np.zeros(4)) == 0
-
-
 def test_history_takes_the_later_of_two_lines_and_sorts(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"iteration": 2, "a": 5}\n{"iteration": 1, "a": null}\n\n{"iteration": 2, "a": 6, "b": 1}\n')

@@ -12,7 +12,7 @@ from common.laws import grouped_cosine, rank_one_dimensions
 from common.projection import orthonormal_rows, project
 from common.reservoir import draw_reservoir
 from common.rollout import Rollout
-from common.windows import cut, member_errors, members_of_group, weighted_noise
+from common.windows import cut, group_weights, member_errors, weighted_noise
 
 N, R, T, B, M = 24, 3, 6, 5, 4
 
@@ -94,7 +94,7 @@ def estimate(net: Network, length: int, iteration: int, members: int, sigma: flo
     """One raw estimate of the mean sequence's gradient, float64 (N, r)."""
     noise, windows, ids = es.RankOneNoise(3, net.size, R, "v"), net.windows(length), torch.arange(members)
     error = member_errors(net.rollout, noise.adapter(net.u, net.v, iteration, ids, sigma), windows, *net.decoder)
-    weight, counts = members_of_group(error / (T * EMBEDDING), standardise=False)
+    weight, counts = group_weights(error / (T * EMBEDDING), standardise=False)
     assert int(counts.sum()) == counts.numel() - (B if length == 1 else 0)  # of a first step from zero V has no part
     _, _, c, d = noise.draw(iteration, ids)
     return weighted_noise(windows, weight / (members * sigma * B), c, d).double()
@@ -129,20 +129,20 @@ def test_one_estimate_is_as_noisy_as_the_law_says():
 def test_members_are_held_against_the_others_of_their_group():
     generator = torch.Generator().manual_seed(0)
     loss = torch.rand(M, 3, generator=generator, dtype=torch.float64)
-    raw, counts = members_of_group(loss, standardise=False)
+    raw, counts = group_weights(loss, standardise=False)
     for member in range(M):
         others = [i for i in range(M) if i != member]
         assert torch.allclose(raw[member], loss[member] - loss[others].mean(dim=0))
     assert counts.all()
-    standardised, _ = members_of_group(loss * torch.tensor([1.0, 100.0, 1e-6]))
-    assert torch.allclose(standardised, members_of_group(loss)[0], rtol=1e-6)
+    standardised, _ = group_weights(loss * torch.tensor([1.0, 100.0, 1e-6]))
+    assert torch.allclose(standardised, group_weights(loss)[0], rtol=1e-6)
 
 
 def test_a_group_with_a_failed_member_or_without_differences_does_not_count():
     loss = torch.rand(M, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected, _ = members_of_group(loss)
+    expected, _ = group_weights(loss)
     loss[1, 0], loss[2, 1], loss[:, 2] = math.nan, math.inf, 0.5
-    weight, counts = members_of_group(loss)
+    weight, counts = group_weights(loss)
     assert counts.tolist() == [False, False, False, True]
     assert not weight[:, :3].any() and torch.equal(weight[:, 3], expected[:, 3])
     net = Network()

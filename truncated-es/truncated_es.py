@@ -42,7 +42,7 @@ from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.rollout import GPUS_PER_NODE, Rollout
 from common.run import RunSettings, setting
 from common.supervised import DecoderTrainingSettings, ForwardTraining
-from common.windows import cut, member_errors, members_of_group, sequences_at_once, weighted_noise
+from common.windows import cut, group_weights, member_errors, sequences_at_once, weighted_noise
 
 SHAPINGS = ("raw", "standardised")
 MEASURED_SEQUENCES = 2048  # whose gradient an estimate is compared with
@@ -192,9 +192,8 @@ class Training(ForwardTraining):
         else in the second; loss of its windows, how many of them count, and how many there are."""
         config, tiling, device = self.config, self.tiling, self.workers.device
         input_TEB, target_TEB = self.minibatch(iteration, torch.tensor([self.OWN + tile]), tiling.tile)
-        real_B = (
-            torch.arange(tiling.tile, device=device) < config.batch_size - tile * tiling.tile
-        )  # the rest is padding
+        # What lies beyond the last sequence is padding.
+        real_B = torch.arange(tiling.tile, device=device) < config.batch_size - tile * tiling.tile
         u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
         windows = cut(self.rollout, u_Nr, v_Nr, self.rollout.drive(input_TEB), target_TEB, config.window)
         sum_Nr, totals_3 = torch.zeros_like(self.v_Nr), torch.zeros(3, dtype=torch.float64, device=device)
@@ -205,7 +204,7 @@ class Training(ForwardTraining):
             ids_M = torch.arange(group * config.members, (group + 1) * config.members, device=device)
             adapter = self.noise.adapter(u_Nr, v_Nr, iteration, ids_M, config.sigma)
             loss_MG = member_errors(self.rollout, adapter, some, *decoder) / (config.window * EMBEDDING * self.scale)
-            weight_MG, counts_G = members_of_group(loss_MG, config.fitness_shaping == "standardised")
+            weight_MG, counts_G = group_weights(loss_MG, config.fitness_shaping == "standardised")
             # In a single step from the zero state V has no part, whatever rounding makes of it.
             counts_G &= real_G & (some.state_LNG != 0).any(dim=1).any(dim=0)
             weight_MG = weight_MG.masked_fill(~counts_G, 0)
@@ -325,7 +324,7 @@ class Training(ForwardTraining):
             for first in range(0, tiling.tile, tiling.at_once):
                 some = windows.of_sequences(tiling.tile, first, tiling.at_once)
                 adapter = noise.adapter(u_Nr, v_Nr, 1, ids_M, config.sigma)
-                weight_MG, _ = members_of_group(member_errors(rollout, adapter, some, *decoder))
+                weight_MG, _ = group_weights(member_errors(rollout, adapter, some, *decoder))
                 weighted_noise(some, weight_MG, *noise.draw(1, ids_M)[2:]).sum().item()  # on a GPU: wait for it
             seconds.append(time.perf_counter() - started)
         tiles = -(-config.batch_size // tiling.tile)
