@@ -1,12 +1,15 @@
-"""Comparing within a problem: groups of seeds, the scale from floor to ceiling, the gap closed, paired differences.
+"""Comparing within a problem: groups of seeds, the scale from floor to ceiling, the gap closed and what closing it costs,
+paired differences.
 
-All of it follows from the results alone. Errors of different problems are never compared.
+All of it follows from the results and histories alone. Errors of different problems are never compared.
 """
 
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.errors import BadInput
 from common.results import ABSENT, changed_settings, look_up, place, run_name
@@ -78,7 +81,7 @@ def groups_of(results: list[dict]) -> list[Group]:
 class Scale:
     """From floor to ceiling of a problem under one kind of error: of each role, the group of lowest mean error."""
 
-    key: str  # "test_mse" under the model's own decoder, "ridge_test_mse" under refitted ones
+    key: str  # "test_mse" under the model's own decoder, "ridge_test_mse" (or "ridge_validation_mse") under refitted ones
     floor: Group | None
     ceiling: Group | None
 
@@ -93,6 +96,10 @@ class Scale:
     def gap_closed(self, group: Group) -> float | None:
         """0 at the floor, 1 at the ceiling; None where the scale has no length."""
         return (self.floor.mean(self.key) - group.mean(self.key)) / self.length if self.length else None
+
+    def level(self, share: float) -> float | None:
+        """The error at which this share of the gap is closed; None where the scale has no length."""
+        return self.floor.mean(self.key) - share * self.length if self.length else None
 
 
 def scale_of(groups: list[Group], key: str) -> Scale:
@@ -116,6 +123,51 @@ def ceiling_like(group: Group, groups: list[Group]) -> Group | None:
     key = (group.train_sequences, group.mean("rollouts"))
     same = [g for g in groups if g.role == "ceiling" and (g.train_sequences, g.mean("rollouts")) == key]
     return min(same, key=lambda g: g.mean("test_mse"), default=None)
+
+
+def equal_data_scale(group: Group, groups: list[Group]) -> Scale | None:
+    """Validation error under ridge refits, from the floor to the ceiling with as many training sequences as the group.
+
+    None where the group's number is not known, one of the two is missing, or the ceiling is not below the floor.
+    """
+    key, count = "ridge_validation_mse", group.train_sequences
+    scale = scale_of([g for g in groups if g.train_sequences == count and g.values(key)], key)
+    return scale if count is not None and scale.length else None
+
+
+class Evaluation(NamedTuple):
+    """A validation error in a run's history, and what training had cost by then."""
+
+    validation_mse: float  # under the model's own decoder
+    rollouts: float
+    seconds: float  # of training
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it took the seeds of a group to come down to an error; all numbers are of the seeds that got there."""
+
+    rollouts: float  # median
+    seconds: float  # median
+    fastest: float  # seconds
+    slowest: float  # seconds
+    reached: int  # seeds that got there, at least 1
+    seeds: int
+
+
+def first_at(level: float, evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The first evaluation, in the order of training, at or below an error; None where the run never gets there."""
+    return next((e for e in evaluations if e.validation_mse <= level), None)
+
+
+def cost_of(level: float, seeds: Sequence[Sequence[Evaluation]]) -> Cost | None:
+    """The cost of coming down to an error, from the evaluations of each seed; None where no seed gets there."""
+    found = [e for evaluations in seeds if (e := first_at(level, evaluations))]
+    if not found:
+        return None
+    seconds = [e.seconds for e in found]
+    rollouts = statistics.median(e.rollouts for e in found)
+    return Cost(rollouts, statistics.median(seconds), min(seconds), max(seconds), len(found), len(seeds))
 
 
 def shared_seeds(group: Group, other: Group) -> list[int]:

@@ -26,7 +26,13 @@ def grouped_cosine(groups: int, members: int, dimensions: int, batch_noise: floa
 
     M − 1 members so tell as much of a gradient as M − 1 antithetic pairs, with half the rollouts.
     """
-    return 1 / math.sqrt(1 + (batch_noise * (1 + dimensions / (members - 1)) - 1) / groups)
+    return inflated_cosine(groups, 1 + dimensions / (members - 1), batch_noise)
+
+
+def inflated_cosine(groups: int, inflation: float, batch_noise: float) -> float:
+    """Cosine of the mean of `groups` independent estimates, each of the gradient of one set of data, to the gradient of the expected loss;
+    inflation: E|ĝ_i|² / E|g_i|²."""
+    return 1 / math.sqrt(1 + (batch_noise * inflation - 1) / groups)
 
 
 def rank_one_dimensions(states: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""RESULTS.md, made from the committed results alone: its tables, what they say in sentences, and when it is stale.
+"""RESULTS.md, made from the committed results and histories alone: its tables, what they say in sentences, and when it is stale.
 
 Its figures are drawn in results_figures.py; here they have their names, and the digests that tell whether they are stale.
 """
@@ -10,10 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.comparison import (
+    Cost,
+    Evaluation,
     Group,
     Scale,
     agreed,
     ceiling_like,
+    cost_of,
+    equal_data_scale,
     floor_like,
     groups_of,
     only_smoke,
@@ -25,7 +29,7 @@ from common.comparison import (
 from common.errors import BadInput
 from common.files import write_atomically
 from common.results import ROOT, TRIVIAL, is_sha256, load_results, place, run_name
-from common.text import duration
+from common.text import duration, in_words
 
 HEADER = """# Results
 
@@ -56,6 +60,18 @@ UNCOMMITTED = "† Code was not, or not known to be, as committed when this ran;
 OTHER_DECODER = "‡ Its own decoder is a recursive ridge regression; all others are trained by Adam."
 OUTSIDE = {"floor": " (floor)", "ceiling": " (ceiling)", "reference": " (reference)", None: ""}
 MISSING = "—"
+SHARES = (0.25, 0.5, 0.75)  # of the gap, whose cost is given
+COSTS = (
+    "Rollouts · time of training up to the first evaluation whose validation MSE is at or below floor − share × (floor − "
+    "ceiling), medians over the seeds that get there: “2 of 5” where not all do, — where none does. The curves are under a "
+    "method's own decoder, floor and ceiling under a ridge refit on as many training sequences, so shares come out slightly "
+    "low and costs slightly high; a rollout of backpropagation is a forward and a backward pass, of evolution strategies a "
+    "forward pass alone, and times compare only on the same hardware."
+)
+UNEVEN = (
+    "§ The range of times instead of their median: one seed took more than twice as long as another, as it does on other "
+    "hardware or beside other work."
+)
 
 
 def mean_and_spread(values: list[float]) -> str:
@@ -183,6 +199,55 @@ def _pairs(groups: list[Group]) -> list[str]:
     return [_table(columns, rows)] * bool(rows) + [f"Not paired: {'; '.join(alone)}."] * bool(alone)
 
 
+def _costs(groups: list[Group], root: Path) -> list[str]:
+    """Paragraphs: what it costs each group that trains a core to close shares of the gap on equal data, and which are left out.
+
+    Empty without a floor or a ceiling. Raises BadInput where the history of a row is missing or broken.
+    """
+    if not {"floor", "ceiling"} <= {group.role for group in groups}:
+        return []
+    rows, alone, levels = [], [], {}
+    for group in sorted(groups, key=lambda g: g.train_sequences or 0):
+        if group.role == "floor":
+            continue
+        scale = equal_data_scale(group, groups)
+        if scale is None:
+            alone.append(group.name)
+            continue
+        histories = [_evaluations(result, root) for result in group.results]
+        costs = [_cost_cell(cost_of(scale.level(share), histories)) for share in SHARES]
+        rows.append([_link(group), group.preset, f"{group.train_sequences:,}", *costs])
+        levels[group.train_sequences] = scale
+    paragraphs = []
+    if rows:
+        columns = ["cost of closing the gap", "preset", "training sequences"]
+        columns += [f"{100 * share:.0f} % of the gap" for share in SHARES]
+        ends = "; ".join(_levels(count, scale) for count, scale in levels.items())
+        paragraphs += [_table(columns, rows), f"{COSTS} Validation MSE at these shares: {ends}."]
+        paragraphs += [UNEVEN] * any("§" in cell for row in rows for cell in row)
+    if alone:
+        why = "there is no floor and ceiling with as many training sequences and validation errors under a ridge refit, the "
+        paragraphs.append(f"No cost is given where {why}ceiling's the lower: {'; '.join(alone)}.")
+    return paragraphs
+
+
+def _cost_cell(cost: Cost | None) -> str:
+    """`83,840 · 30 s (2 of 5)`; a dash for None."""
+    if cost is None:
+        return MISSING
+    uneven = cost.slowest > 2 * cost.fastest  # a median of such times would be that of what else the machines did
+    time = f"{duration(cost.fastest)} – {duration(cost.slowest)} §" if uneven else duration(cost.seconds)
+    few = f" ({cost.reached} of {cost.seeds})" if cost.reached < cost.seeds else ""
+    return f"{in_words(cost.rollouts)} · {time}{few}"
+
+
+def _levels(count: int, scale: Scale) -> str:
+    """The errors that closing the shares asks for, and between which groups."""
+    floor, ceiling = (f"{group.mean(scale.key):.4f} ({group.name})" for group in (scale.floor, scale.ceiling))
+    shares = ", ".join(f"{scale.level(share):.4f}" for share in SHARES)
+    return f"{shares} on {count:,} training sequences, from floor {floor} to ceiling {ceiling}"
+
+
 def _findings(results: list[dict], groups: list[Group], scales: list[Scale]) -> list[str]:
     """Sentences that the numbers carry, each by a rule; where numbers are missing there is no sentence."""
     sentences = [*_lengths(scales), *_of_the_readout(results, groups, scales)]
@@ -269,11 +334,14 @@ def _of_a_method(group: Group, groups: list[Group], scales: list[Scale]) -> str:
     return " ".join(sentences)
 
 
-def render_problem(results: list[dict], main: list[dict] | None = None, figures: Iterable[str] = ()) -> str:
-    """The Markdown section of one problem: what follows from its numbers, all rows, the pairs, and its description.
+def render_problem(
+    results: list[dict], main: list[dict] | None = None, figures: Iterable[str] = (), root: Path | None = None
+) -> str:
+    """The Markdown section of one problem: what follows from its numbers, all rows, pairs, costs, and its description.
 
     results: all results with one problem_id. main: those of the main problem, where this is another; figures: Markdown
-    that shows this problem's figures. Raises BadInput where results disagree on what they should share.
+    that shows this problem's figures; root: where the histories are committed, without which no costs are given. Raises
+    BadInput where results disagree on what they should share, or a history that is needed is missing or broken.
     """
     groups = groups_of(results)
     scales = [scale_of(groups, key) for key in ("test_mse", "ridge_test_mse")]
@@ -291,6 +359,7 @@ def render_problem(results: list[dict], main: list[dict] | None = None, figures:
         *([UNCOMMITTED] if any(map(_uncommitted, results)) else []),
         *([OTHER_DECODER] if any(group.decoder != "adam" for group in groups) else []),
         *_pairs(groups),
+        *(_costs(groups, root) if root else []),
         f"The problem: {description}.",
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -322,14 +391,17 @@ def _short(value) -> str:
     return text[:12] if is_sha256(text) else text
 
 
-def render(results: list[dict]) -> str:
-    """RESULTS.md as text: a function of the committed results alone (no clock, no machine, no order of files)."""
+def render(results: list[dict], root: Path | None = None) -> str:
+    """RESULTS.md as text: a function of the committed results and histories (no clock, no machine, no order of files).
+
+    root: where the histories are committed; without it the page has no costs.
+    """
     problems = problems_of(results)
     if not problems:
         return f"{HEADER}\nNo results are committed yet.\n"
     main, *others = problems
-    sections = [HEADER, *(f"{line}\n" for line in _shown(main, main)), render_problem(main)]
-    sections += [render_problem(results, main, _shown(results, main)) for results in others]
+    sections = [HEADER, *(f"{line}\n" for line in _shown(main, main)), render_problem(main, root=root)]
+    sections += [render_problem(results, main, _shown(results, main), root) for results in others]
     return "\n".join([*sections, HOW_TO_READ])
 
 
@@ -374,6 +446,33 @@ def _shown(results: list[dict], main: list[dict]) -> list[str]:
     return [f"![{text}]({_figure(kind, results, main)})" for kind, text in zip(FIGURES, texts)]
 
 
+def _committed(result: dict, suffix: str, root: Path) -> tuple[Path, bytes]:
+    """One of a result's committed files, and what is in it. Raises BadInput where it cannot be read."""
+    path = root / result["stub"] / "results" / (run_name(result) + suffix)
+    try:
+        return path, path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _evaluations(result: dict, root: Path) -> list[Evaluation]:
+    """The evaluations in a committed history, by iteration. Raises BadInput where it is missing or has a broken line.
+
+    Here and not by figures.read_history, as a check of the page need not wait for matplotlib.
+    """
+    path, content = _committed(result, ".history.jsonl", root)
+    found = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if row.get("validation_mse") is not None:
+                values = (float(row[key]) for key in ("validation_mse", "rollouts", "wallclock_s"))
+                found[int(row["iteration"])] = Evaluation(*values)
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+            raise BadInput(f"{path}: line {number} is not a metrics line with its cost") from None
+    return [found[iteration] for iteration in sorted(found)]
+
+
 def drawn_from(results: list[dict], root: Path = ROOT) -> str:
     """SHA-256 over the result and history files of `results`: what a figure of them is drawn from.
 
@@ -382,11 +481,7 @@ def drawn_from(results: list[dict], root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for result in sorted(results, key=place):
         for suffix in (".json", ".history.jsonl"):
-            path = root / result["stub"] / "results" / (run_name(result) + suffix)
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+            path, content = _committed(result, suffix, root)
             digest.update(f"{path.relative_to(root).as_posix()} {hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -418,7 +513,7 @@ def _left_over(root: Path, results: list[dict]) -> list[str]:
 def stale_files(root: Path = ROOT) -> list[str]:
     """RESULTS.md and its figures, as far as missing or not made from the committed results: paths under the root."""
     results, page = load_results(root), root / "RESULTS.md"
-    fresh = page.is_file() and page.read_text(encoding="utf-8") == render(results)
+    fresh = page.is_file() and page.read_text(encoding="utf-8") == render(results, root)
     return ["RESULTS.md"] * (not fresh) + _stale_figures(root, results) + _left_over(root, results)
 
 
@@ -430,7 +525,7 @@ def results_are_stale(root: Path = ROOT) -> bool:
 def write_results(root: Path = ROOT, redraw: bool = False) -> None:
     """Write RESULTS.md and its figures: those that are stale, or all of them (`redraw`)."""
     results = load_results(root)
-    text = render(results)  # before anything is written: it may refuse
+    text = render(results, root)  # before anything is written: it may refuse
     names = list(figures_of(results)) if redraw else _stale_figures(root, results)
     if names:
         from common.results_figures import draw  # matplotlib takes a second that a check need not wait for

@@ -159,12 +159,22 @@ class RankOneAdapter:
         """x += what each member's adapter makes of h, in place."""
         x_NC.addmm_(self.left_NA, self.inner(h_NC))
 
+    @property
+    def u_Nr(self) -> Tensor:
+        return self.left_NA[:, : self.rank]
+
+    def first_kick(self, h_NG: Tensor) -> Tensor:
+        """Of noise on V alone, in states that all members share: σ d (c·h), which is added to Vᵀh, (r, P, G)."""
+        assert not self.perturbs_u
+        return self.d_rP[:, :, None] * (self.sigma * (self.right_AN[self.rank :] @ h_NG))
+
     def factors(self) -> tuple[Tensor, ...]:
         """U, V, a, b, c, d as they were given."""
-        u_Nr = self.left_NA[:, : self.rank]
-        a_NP = self.left_NA[:, self.rank :] if self.perturbs_u else u_Nr.new_zeros(len(u_Nr), len(self.b_Pr))
+        a_NP = (
+            self.left_NA[:, self.rank :] if self.perturbs_u else self.u_Nr.new_zeros(len(self.left_NA), len(self.b_Pr))
+        )
         v_rN, c_PN = self.right_AN.split((self.rank, len(self.b_Pr)))
-        return u_Nr, v_rN.T, a_NP.T, self.b_Pr, c_PN, self.d_rP.T
+        return self.u_Nr, v_rN.T, a_NP.T, self.b_Pr, c_PN, self.d_rP.T
 
 
 class GaussianAdapter:

@@ -7,18 +7,20 @@ backpropagation through time), with two gains: a window has L·r dimensions for 
 members need no second one of the opposite sign, for their group's mean loss is known (`group_weights`).
 
 All windows of a few sequences go side by side: G = (T / L)·B windows and M·G columns in the order (member, window, sequence). They
-share the M noise vectors. That leaves the mean of the estimate as it is; errors of different windows are then no longer independent, which
+share the M noise vectors (those of V). That leaves the mean of the estimate as it is; errors of different windows are then no longer independent, which
 matters as far as their gradients agree: not where these are mostly noise, by some tens of per cent of the variance early in a run. Hence
-`MOST_SHARING`. The first step's W0 h, U Vᵀh and drive are the same for a whole group and are computed once.
+`MOST_SHARING`. The first step's W0 h + U Vᵀh + Win z + b are known from the unperturbed run, the same for a whole group.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from common.projection import orthonormal_rows
-from common.rollout import RankOneAdapter, Rollout, columns_per_tile
+from common.rollout import Rollout, columns_per_tile
 
 SAME = 1e-7  # relative spread of losses below which they are the same, but for rounding
 MOST_SHARING = 4  # sequences that share noise vectors
@@ -36,67 +38,102 @@ class Windows:
     """G windows of L steps, those of B sequences in the order (window, sequence).
 
     state_LNG: the unperturbed parameters' state before each step. drive_LNG: Win z + b. target_LEG: what is to be predicted.
+    first_NG: the unperturbed parameters' W0 h + U Vᵀh + Win z + b in the first step.
     """
 
     state_LNG: Tensor
     drive_LNG: Tensor
     target_LEG: Tensor
+    first_NG: Tensor
 
     def of_sequences(self, sequences: int, first: int, count: int) -> "Windows":
         """The windows of `count` of the `sequences`, from the `first` on."""
-        tensors = (self.state_LNG, self.drive_LNG, self.target_LEG)
-        return Windows(*(x.unflatten(2, (-1, sequences))[..., first : first + count].flatten(2) for x in tensors))
+        return self._map(lambda x: x.unflatten(-1, (-1, sequences))[..., first : first + count].flatten(-2))
+
+    def groups(self, first: int, count: int) -> "Windows":
+        """`count` windows from the `first` on."""
+        return self._map(lambda x: x[..., first : first + count])
+
+    def _map(self, choose: Callable[[Tensor], Tensor]) -> "Windows":
+        return Windows(*(choose(x) for x in (self.state_LNG, self.drive_LNG, self.target_LEG, self.first_NG)))
 
 
+@torch.no_grad()
 def cut(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, drive_TNB: Tensor, target_TEB: Tensor, length: int) -> Windows:
     """Run the unperturbed parameters through B sequences and cut them into windows of `length` steps, which must divide T."""
-    states_NTB = rollout.states(u_Nr, v_Nr, drive_TNB)
-    before_TNB = torch.cat((torch.zeros_like(drive_TNB[:1]), states_NTB[:, :-1].transpose(0, 1)))
+    u_Nr, v_Nr = u_Nr.to(rollout.dtype), v_Nr.to(rollout.dtype)
+    state_TNB, first_WNB = torch.zeros_like(drive_TNB), []
+    for step, drive_NB in enumerate(drive_TNB):
+        h_NB = state_TNB[step]
+        x_NB = rollout.recurrent(h_NB).addmm_(u_Nr, v_Nr.T @ h_NB).add_(drive_NB)
+        if step % length == 0:
+            first_WNB.append(x_NB.clone())
+        if step + 1 < len(drive_TNB):
+            torch.lerp(h_NB, x_NB.tanh_(), rollout.leak, out=state_TNB[step + 1])
 
     def windows(x_TXB: Tensor) -> Tensor:
         x_WLXB = x_TXB.unflatten(0, (-1, length))
         return x_WLXB.permute(1, 2, 0, 3).flatten(2)
 
-    return Windows(windows(before_TNB), windows(drive_TNB), windows(target_TEB))
+    return Windows(
+        windows(state_TNB), windows(drive_TNB), windows(target_TEB), torch.stack(first_WNB, dim=1).flatten(1)
+    )
+
+
+class GroupAdapter(Protocol):
+    """What M members, each in G windows, make of their states: `rollout.RankOneAdapter` of V alone, or `activity_noise.ActivityNoise`."""
+
+    u_Nr: Tensor
+
+    def first_kick(self, h_NG: Tensor) -> Tensor:
+        """In the first step, where a group's members are in one state: by how much each differs in Vᵀh, (r, M, G)."""
+
+    def prepare(self, columns: tuple[int, int, int]) -> None:
+        """Make the buffers for the steps after it, of (M, 1, G) columns."""
+
+    def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:
+        """x += what each member's adapter makes of h, in place; called once for each step after the first."""
 
 
 @torch.no_grad()
 def member_errors(
     rollout: Rollout,
-    adapter: RankOneAdapter,
+    adapter: GroupAdapter,
     windows: Windows,
     weight_EN: Tensor,
     bias_E: Tensor,
 ) -> Tensor:
-    """Squared errors of M members in G windows, summed over steps and dimensions: float64 (M, G).
+    """Squared errors of M members at each step of G windows, summed over dimensions: float64 (L, M, G).
 
-    adapter: noise on V alone (perturbs_u False), all with sign +. A state that is not a number makes an error that is none.
+    A state that is not a number makes an error that is none.
     """
-    assert not adapter.perturbs_u
     length, _, groups = windows.drive_LNG.shape
-    members, rank = len(adapter.b_Pr), adapter.rank
-    columns = (members, 1, groups)
-    adapter.prepare(columns)
-    h_NG = windows.state_LNG[0]
-    inner_AG = adapter.right_AN @ h_NG  # Vᵀh, and below it each member's c·h
-    shared_NG = rollout.recurrent(h_NG).addmm_(adapter.left_NA, inner_AG[:rank]).add_(windows.drive_LNG[0])
-    kick_rMG = adapter.d_rP[:, :, None] * (adapter.sigma * inner_AG[rank:])
-    x_NC = adapter.left_NA @ kick_rMG.flatten(1)
-    x_NC.unflatten(1, (members, groups)).add_(shared_NG[:, None])
-    h_NC = h_NG.repeat(1, members)
-    h_NC.lerp_(x_NC.tanh_(), rollout.leak)
+    leak, h_NG = rollout.leak, windows.state_LNG[0]
+    kick_rMG = adapter.first_kick(h_NG)
+    members = kick_rMG.shape[1]
+    # x + U kick for each group's x: one product, in which a group's columns choose it.
+    own_GMG = torch.eye(groups, dtype=h_NG.dtype, device=h_NG.device)[:, None].expand(-1, members, -1)
+    left_NA, right_AC = torch.cat((adapter.u_Nr, windows.first_NG), dim=1), torch.cat((kick_rMG, own_GMG)).flatten(1)
+    y_NC = (left_NA @ right_AC).tanh_()
     weight_EN, bias_E1 = weight_EN.to(rollout.dtype), bias_E.to(rollout.dtype)[:, None]
-    error_C = torch.zeros(members * groups, dtype=torch.float64, device=rollout.device)
+    # Of (1 − α) h + α y the first part is the same for a group.
+    shared_EG = torch.addmm(bias_E1, weight_EN, h_NG, alpha=1 - leak)
+    error_EC = (weight_EN @ y_NC).mul_(leak)
+    error_EC.unflatten(1, (members, groups)).add_(shared_EG[:, None])
+    error_LMG = torch.empty(length, members, groups, dtype=torch.float64, device=rollout.device)
+    if length > 1:
+        adapter.prepare((members, 1, groups))
+        h_NC = h_NG.repeat(1, members).lerp_(y_NC, leak)
     for step in range(length):
         if step > 0:
             x_NC = rollout.recurrent(h_NC)
             adapter.add_to(x_NC, h_NC)
             x_NC.unflatten(1, (members, groups)).add_(windows.drive_LNG[step][:, None])
-            h_NC.lerp_(x_NC.tanh_(), rollout.leak)
-        error_EC = torch.addmm(bias_E1, weight_EN, h_NC).to(windows.target_LEG.dtype)
-        error_EC.unflatten(1, (members, groups)).sub_(windows.target_LEG[step][:, None])
-        error_C += error_EC.square_().sum(dim=0)
-    return error_C.unflatten(0, (members, groups))
+            h_NC.lerp_(x_NC.tanh_(), leak)
+            error_EC = torch.addmm(bias_E1, weight_EN, h_NC)
+        error_EMG = error_EC.to(windows.target_LEG.dtype).unflatten(1, (members, groups))
+        error_LMG[step] = error_EMG.sub_(windows.target_LEG[step][:, None]).square_().sum(dim=0)
+    return error_LMG
 
 
 def group_weights(loss_MG: Tensor, standardise: bool = True) -> tuple[Tensor, Tensor]:

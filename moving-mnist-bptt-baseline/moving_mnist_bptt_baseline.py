@@ -5,10 +5,10 @@
     ẑ_{t+1} = Wout h_t + bout                                                                           (128)
     L       = mean over t = 1 … T, sequences and dimensions of (ẑ_{t+1} − z_{t+1})²
 
-Frozen: the CNN, W0 (sparse), Win, b. Trained by Adam on the exact gradient of L through all T steps: U, V (N, r), Wout, bout.
+Frozen: the CNN, W0 (sparse), Win, b. Trained by Adam (or Muon) on the exact gradient of L through all T steps: U, V (N, r), Wout, bout.
 Same data, reservoir, decoder and scoring as in every other experiment; only where the gradient comes from differs.
 
-By flags, other bars: `--trains v` leaves U fixed and random; `--trains all` trains Win and α as well; `--core gru` puts a
+By flags, other bars: `--optimizer muon` steps U and V by another optimiser; `--trains v` leaves U fixed and random; `--trains all` trains Win and α as well; `--core gru` puts a
 GRU of the same width in the reservoir's place and trains all of it.
 
 Start: `python moving_mnist_bptt_baseline.py --seed 0`, or `torchrun --nproc_per_node=8 moving_mnist_bptt_baseline.py --seed 0`.
@@ -30,6 +30,7 @@ from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.evaluation import Score, inputs_and_targets, score_predictions
+from common.optimizer import OPTIMIZERS, make_optimizer
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.rollout import Rollout
@@ -51,9 +52,11 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
         choices=("adapter", "v", "all"),
     )
     rank: int = setting(32, "r, columns of U and V", least=1)
-    iterations: int = setting(2000, "Adam steps", least=1, most=10**9)
+    iterations: int = setting(2000, "steps", least=1, most=10**9)
     batch_size: int = setting(64, "sequences of a minibatch", least=1, most=4096)
-    learning_rate: float = setting(3e-3, "of the core's Adam", above=0, most=1e30)
+    optimizer: str = setting("adam", "what steps the core along its gradient", choices=OPTIMIZERS)
+    momentum: float = setting(0.95, "of Muon", least=0, most=0.9999)
+    learning_rate: float = setting(3e-3, "of the core; Muon's is on the scale of Adam's", above=0, most=1e30)
     decoder_learning_rate: float = setting(6e-3, "of the decoder's Adam", above=0, most=1e30)
     schedule: str = setting("cosine", "of both learning rates over the run", choices=SCHEDULES)
     rate_warmup: int = setting(100, "iterations in which both learning rates rise from zero", least=0)
@@ -83,6 +86,8 @@ PRESETS = {
     "v": dict(**LAPTOP, trains="v"),
     "all": dict(**LAPTOP, trains="all"),
     "gru": dict(**LAPTOP, core="gru"),
+    # The ceiling by another optimiser, with the decoder that evolution strategies have.
+    "muon": dict(**LAPTOP, optimizer="muon", learning_rate=5e-3, decoder="ridge"),
 }  # fmt: skip
 
 TILE = {"cpu": 32, "cuda": 64}  # sequences: 8 GPUs share a minibatch of 512, two cores one of 64
@@ -97,6 +102,8 @@ def parse_arguments(argv: list[str] | None):
         raise BadInput(
             f"--trains {config.trains} is about the reservoir's parts; a GRU (--core gru) is trained as a whole"
         )
+    if config.optimizer == "muon" and (config.core == "gru" or config.trains == "all"):
+        raise BadInput("--optimizer muon steps matrices only: U and V of the reservoir (--trains adapter or v)")
     if config.dtype != "float32":
         raise BadInput(f"--dtype {config.dtype}: gradients are taken in float32 here")
     return config, options
@@ -213,7 +220,7 @@ def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
 
 
 class Training(experiment.Training):
-    """The core under Adam with the gradient through time; the decoder under Adam, or by recursive least squares."""
+    """The core under Adam or Muon with the gradient through time; the decoder under Adam, or by recursive least squares."""
 
     label = "BPTT"
     start_adapter = staticmethod(start_adapter)
@@ -224,7 +231,7 @@ class Training(experiment.Training):
             self.core = GRUCore(config.hidden_size, config.seed, workers.device)
         else:
             self.core = ReservoirCore(self.rollout, self.u_Nr, self.v_Nr, config.trains)
-        self.optimizer = torch.optim.Adam(self.core.parameters, foreach=False)
+        self.optimizer = make_optimizer(config.optimizer, self.core.parameters, config.learning_rate, config.momentum)
         self.tile = TILE[workers.device.type]
 
     @staticmethod
@@ -281,7 +288,7 @@ class Training(experiment.Training):
         return float(total[0]), math.sqrt(float(total[1])), pieces[: len(core)], pieces[len(core) :]
 
     def iterate(self) -> dict:
-        """One Adam step on one minibatch; returns its line of metrics."""
+        """One step on one minibatch; returns its line of metrics."""
         started = time.perf_counter()
         config, iteration = self.config, self.iteration + 1
         index_B = self.minibatch_index(iteration, torch.zeros(1, dtype=torch.int64), config.batch_size)

@@ -111,15 +111,14 @@ def result(stub=SLUG, preset="laptop", seed=0, test_mse=0.63, **changes):
     }
 
 
-def commit(root, content, name=None):
-    """Put a result where published results are, with a history beside it."""
+def commit(root, content, name=None, evaluations=((0.9, 0, 0.0), (0.8, 100, 20.0), (0.7, 200, 40.0))):
+    """Put a result where published results are, with a history of (validation MSE, rollouts, seconds) beside it."""
     folder = root / content["stub"] / "results"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"{content['preset']}-seed{content['seed']}.json")
     path.write_text(json.dumps(content))
-    lines = [
-        {"iteration": i, "validation_mse": 0.9 - i / 10, "rollouts": 100 * i, "wallclock_s": 20.0 * i} for i in range(3)
-    ]
+    keys = ("iteration", "validation_mse", "rollouts", "wallclock_s")
+    lines = [dict(zip(keys, (i, *evaluation))) for i, evaluation in enumerate(evaluations)]
     path.with_suffix(".history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -33,7 +33,7 @@ from common.run import load_checkpoint, pack_checkpoint
 pytestmark = pytest.mark.promise("bad input")
 
 ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "reservoir-readout-only"
-TRUNCATED = "truncated-es"
+TRUNCATED, RANK = "truncated-es", "rank-space-es"
 # The data of conftest's SMALL, which are encoded once for all.
 PROBLEM = """--preset smoke --device cpu --hidden-size 24 --in-degree 4 --sequence-length 3 --train-sequences 64
     --validation-sequences 16 --test-sequences 16 --iterations 3 --evaluate-every 1 --checkpoint-every 1 --batch-size 2""".split()
@@ -42,6 +42,7 @@ TINY = {
     BPTT: [*PROBLEM, *"--rank 2".split()],
     READOUT: [*PROBLEM, *"--decoder-steps 2".split()],
     TRUNCATED: [*PROBLEM, *"--rank 2 --window 3 --members 2 --decoder-warmup 2 --decoder-batch-size 2".split()],
+    RANK: [*PROBLEM, *"--rank 2 --window 1 --probes 2 --decoder-warmup 2 --decoder-batch-size 2".split()],
 }
 MODULE = {slug: slug.replace("-", "_") for slug in TINY}
 DRAW = {slug: f"{slug}/visualize_{MODULE[slug]}.py" for slug in TINY}
@@ -289,6 +290,24 @@ VALUES = [
         types_it=True,
     ),
     Row("a group of one", TRUNCATED, "--members 1", ["--members", "≥ 2"]),
+    Row(
+        "more orthogonal probes than there are",
+        RANK,
+        "--probes 3",
+        ["--probes 3", "2 dimensions", "at most 2, or --noise independent"],
+        types_it=True,
+    ),
+    Row(
+        "credit for U beyond the next step",
+        RANK,
+        "--trains both --window 3",
+        ["--trains both needs --window 1"],
+        types_it=True,
+    ),
+    Row("matrices only", BPTT, "--optimizer muon --trains all", ["--optimizer muon", "matrices only"], types_it=True),
+    Row("an optimiser that is not there", TRUNCATED, "--optimizer lion", ["adam, muon"]),
+    Row("credit that grows", RANK, "--discount 1.5", ["--discount", "≤ 1"]),
+    Row("windows that do not fit, of probes", RANK, "--window 2", ["--window must divide"]),
     Row("a shaping of the other experiment", TRUNCATED, "--fitness-shaping normal-score", ["raw, standardised"]),
     # To be refused before it is tried: nobody lives to see the end of it, and no progress bar can count so far.
     Row("a warm-up without end", ES, ["--dry-run", "--decoder-warmup", "1" + "0" * 400], ["--decoder-warmup", "≤"]),
@@ -297,7 +316,7 @@ VALUES = [
 FLAGS = [
     Row("a flag that is not there", BPTT, "--frobnicate", ["--frobnicate"], types_it=True),
     Row("a flag of the other experiment", READOUT, "--rank 2", ["--rank"], types_it=True),
-    Row("momentum where there is no SGD", BPTT, "--momentum 0.5", ["--momentum"]),
+    Row("momentum where there is none", READOUT, "--momentum 0.5", ["--momentum"]),
     Row("a flag cut short", ES, "--popul 3", ["--popul"]),
     Row("a flag with one hyphen", ES, "-seed 3", ["-seed"]),
     Row("a flag with a line break", READOUT, ["--seed\n", "1"], ["--seed"]),
@@ -406,6 +425,7 @@ RUNS = [
             (READOUT, "has another digit source", json_with(CONFIG, digit_source="fashion")),
             (BPTT, "has another problem", json_with(CONFIG, problem_id="0123456789ab")),
             (TRUNCATED, "has windows longer than its sequences", json_with(CONFIG, window=9)),
+            (RANK, "has more probes than dimensions", json_with(CONFIG, probes=9)),
         )
     ),
     *(
@@ -537,7 +557,7 @@ RESULTS = [
 ]  # fmt: skip
 
 RUN = ["--run", "run", "--out", "out"]
-ANOTHER = {ES: BPTT, BPTT: ES, READOUT: ES, TRUNCATED: ES}
+ANOTHER = {ES: BPTT, BPTT: ES, READOUT: ES, TRUNCATED: RANK, RANK: TRUNCATED}
 DRAWINGS = [
     *(
         Row(f"{name}: {what}", script, words, says, (saved(slug), *damage), types_it=what == "a flag that is not there")

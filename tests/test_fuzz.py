@@ -29,8 +29,8 @@ from common.results import read_result
 pytestmark = pytest.mark.promise("bad input")
 
 ES, BPTT, READOUT = "moving-mnist-es-reservoir", "moving-mnist-bptt-baseline", "reservoir-readout-only"
-TRUNCATED = "truncated-es"
-SLUGS = st.sampled_from([ES, BPTT, READOUT, TRUNCATED])
+TRUNCATED, RANK = "truncated-es", "rank-space-es"
+SLUGS = st.sampled_from([ES, BPTT, READOUT, TRUNCATED, RANK])
 EXAMPLES = pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
 
 # By default it is the working directory.
@@ -273,6 +273,7 @@ OWN = {
     BPTT: "--rank 2".split(),
     READOUT: "--decoder-steps 2".split(),
     TRUNCATED: "--rank 2 --window 1 --members 2 --decoder-warmup 1 --decoder-batch-size 2".split(),
+    RANK: "--rank 2 --window 1 --probes 2 --decoder-warmup 1 --decoder-batch-size 2".split(),
 }
 
 
@@ -305,6 +306,13 @@ OWN = {
         (TRUNCATED, "--sigma 1000 --fitness-shaping raw --learning-rate 1e30"),
         (TRUNCATED, "--batch-size 1 --rank 1 --decoder-warmup 0 --u-scale 1e-300"),
         (TRUNCATED, "--dtype float64 --measure-cosine-every 1 --decoder ridge"),
+        (RANK, "--sigma 1e-300"),
+        (RANK, "--sigma 1000 --learning-rate 1e30"),
+        (RANK, "--batch-size 1 --rank 1 --decoder-warmup 0 --u-scale 1e-300 --optimizer adam"),
+        (
+            RANK,
+            "--dtype float64 --measure-cosine-every 1 --decoder ridge --fitness-shaping standardised --noise independent",
+        ),
         # States that are zero in float32: a ridge readout has nothing to be fitted on.
         (READOUT, "--input-scale 1e-50"),
         (READOUT, "--leak 1e-300"),

@@ -119,6 +119,7 @@ def smoke_run(folder: Path, slug: str, words: list[str], *launcher: str) -> dict
         ("moving-mnist-bptt-baseline", ["--core", "gru", "--batch-size", "150"]),
         ("reservoir-readout-only", []),
         ("truncated-es", ["--decoder", "ridge"]),
+        ("rank-space-es", ["--decoder", "ridge"]),
     ],
 )
 def test_one_run_on_a_gpu_repeats_itself_and_two_ranks_may_share_it(tmp_path, slug, words):

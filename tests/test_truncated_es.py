@@ -117,7 +117,7 @@ def test_an_estimate_is_what_its_members_make_by_hand(training_of, window, shapi
             w /= loss.std() if shaping == "standardised" else 0.01
             basis = torch.linalg.qr(torch.stack([x for x in visited if x.any()], dim=1)).Q
             total += basis @ (basis.T @ (w[:, None] * c.double()).T) @ d.double()
-    halves, loss, left_out = training._estimate(1, decoder)
+    halves, _, loss, left_out = training._estimate(1, decoder)
     counting = 21 * (4 // window) - (21 if window == 1 else 0)
     assert left_out == pytest.approx(1 - counting / (21 * (4 // window)))
     got, expected = halves.sum(dim=0).double(), total / (counting * members)
@@ -132,7 +132,7 @@ def test_halves_are_the_even_and_the_odd_tiles(training_of):
     decoder = training.decoder.frozen_copy()
     rows = [training._tile(tile, 1, decoder)[:-3].view(2, 48, 2) for tile in range(4)]
     assert all(not row[1 - tile % 2].any() and row[tile % 2].any() for tile, row in enumerate(rows))
-    halves, _, _ = training._estimate(1, decoder)
+    halves, *_ = training._estimate(1, decoder)
     expected = sum(row for row in rows)
     assert torch.allclose(halves / halves.norm(), expected / expected.norm(), atol=1e-6)
 
@@ -160,7 +160,9 @@ def test_a_failed_iteration_leaves_v_as_it_was(training_of, monkeypatch):
     training = training_of()
     training.iterate()
     before = training.v_Nr.clone()
-    monkeypatch.setattr(sys.modules["truncated_es"], "member_errors", lambda *arguments: torch.full((4, 6), math.nan))
+    monkeypatch.setattr(
+        sys.modules["truncated_es"], "member_errors", lambda *arguments: torch.full((2, 4, 6), math.nan)
+    )
     metrics = training.iterate()
     assert math.isnan(metrics["train_loss"]) and metrics["left_out_fraction"] == 1
     assert torch.equal(training.v_Nr, before)

@@ -59,16 +59,17 @@ def test_a_member_is_a_plain_loop_from_the_state_at_its_window(length, in_degree
     noise = es.RankOneNoise(1, N, R, "v")
     adapter = noise.adapter(net.u, net.v, 1, torch.arange(M), sigma)
     got = member_errors(net.rollout, adapter, net.windows(length), *net.decoder)
-    assert got.shape == (M, T // length * B) and got.dtype == torch.float64
+    assert got.shape == (length, M, T // length * B) and got.dtype == torch.float64
     _, _, c, d = (x.double() for x in noise.draw(1, torch.arange(M)))
     h = torch.zeros(N, B, dtype=torch.float64)
     for window, start in enumerate(range(0, T, length)):
-        steps = slice(start, start + length)
         for member in range(M):
-            v = net.v + sigma * torch.outer(c[member], d[member])
-            expected, _ = net.run(v, h, net.z[steps], net.target[steps])
-            assert torch.allclose(got[member].view(-1, B)[window], expected * EMBEDDING, rtol=1e-9)
-        _, h = net.run(net.v, h, net.z[steps], net.target[steps])
+            v, state = net.v + sigma * torch.outer(c[member], d[member]), h
+            for step in range(length):
+                t = slice(start + step, start + step + 1)
+                expected, state = net.run(v, state, net.z[t], net.target[t])
+                assert torch.allclose(got[step, member].view(-1, B)[window], expected * EMBEDDING, rtol=1e-9)
+        _, h = net.run(net.v, h, net.z[start : start + length], net.target[start : start + length])
 
 
 def test_windows_of_some_sequences_are_those_of_the_whole_tile():
@@ -94,7 +95,7 @@ def estimate(net: Network, length: int, iteration: int, members: int, sigma: flo
     """One raw estimate of the mean sequence's gradient, float64 (N, r)."""
     noise, windows, ids = es.RankOneNoise(3, net.size, R, "v"), net.windows(length), torch.arange(members)
     error = member_errors(net.rollout, noise.adapter(net.u, net.v, iteration, ids, sigma), windows, *net.decoder)
-    weight, counts = group_weights(error / (T * EMBEDDING), standardise=False)
+    weight, counts = group_weights(error.sum(dim=0) / (T * EMBEDDING), standardise=False)
     assert int(counts.sum()) == counts.numel() - (B if length == 1 else 0)  # of a first step from zero V has no part
     _, _, c, d = noise.draw(iteration, ids)
     return weighted_noise(windows, weight / (members * sigma * B), c, d).double()

@@ -1,0 +1,285 @@
+"""Evolution strategies in the adapter's r activities: what is perturbed is p = Vᵀ h, not V.
+
+    z_t     = frozen random CNN of frame t, standardised                                                 (128)
+    h_t     = (1 − α) h_{t−1} + α tanh(W0 h_{t−1} + U p_t + Win z_t + b),   p_t = Vᵀ h_{t−1},   h_0 = 0    (N)
+    ẑ_{t+1} = Wout h_t + bout                                                                           (128)
+    L       = mean over t = 1 … T, sequences and dimensions of (ẑ_{t+1} − z_{t+1})²
+
+Frozen: the CNN, W0 (sparse), Win, b, and U ~ N(0, u²/N) as it is drawn. Trained by evolution strategies, with forward passes
+only: V (N, r), from 0. Trained by ordinary supervision on the unperturbed V: Wout, bout; at --trains both U as well, along the gradient of the
+next prediction's error alone, for which Wout is read backwards (`feedback`). One iteration:
+
+    1. the unperturbed V runs through a few sequences, each cut into windows of --window steps
+    2. in each window --probes probes leave from the state there with σ ξ_t added to p_t, ξ_t of ±1 in r dimensions; each returns the errors
+       of its predictions, step by step
+    3. error less that of the unperturbed V, summed over the rest of the window, times ξ_t / σ, mean of the probes → q̂_t, an estimate of ∂L/∂p_t;
+       ĝ = Σ_t h_{t−1} q̂_tᵀ
+    4. Muon steps V along ĝ; meanwhile the decoder has learned (--decoder)
+
+Start: `python rank_space_es.py --seed 0`, or the same program on every GPU of a node:
+`torchrun --nproc_per_node=8 rank_space_es.py --seed 0`. Ranks share the sequences of an iteration in tiles of one fixed size and
+add up the tiles' parts of ĝ in their order, so that any number of ranks ends in the same bits.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common import experiment
+from common.activity_noise import KINDS, ActivityNoise, ActivitySigns, activity_gradients, credited
+from common.decoder import make_decoder
+from common.dist import Workers
+from common.encoder import EMBEDDING
+from common.errors import BadInput, run_main
+from common.laws import inflated_cosine
+from common.problem import FREE_LEAK, Problem, ProblemSettings
+from common.rollout import Rollout, columns_per_tile
+from common.run import RunSettings, setting
+from common.truncated import (
+    SHAPINGS,
+    TilePart,
+    Tiling,
+    TruncatedSettings,
+    TruncatedTraining,
+    require_windows,
+    start_adapter,
+)
+from common.windows import SAME, Windows, cut, member_errors
+
+SIDE_BY_SIDE = 8  # sequences that the unperturbed V runs through together: four take as long
+
+# --- Configuration ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config(ProblemSettings, TruncatedSettings, RunSettings):
+    """Problem, decoder, V's training and run folder come from common; what is listed here is this experiment's own."""
+
+    window: int = setting(
+        1, "L, steps that a probe runs and is credited for; must divide --sequence-length", least=1, most=10**6
+    )
+    probes: int = setting(32, "M, probes in each window", least=2, most=1024)
+    noise: str = setting("orthogonal", "rows of a Hadamard matrix, or independent signs", choices=KINDS)
+    discount: float = setting(
+        1.0, "γ, by which a step's error counts less for the noise one step before", least=0, most=1
+    )
+    trains: str = setting(
+        "v", "V alone; or U too, by the readout's transpose: forward passes only no longer", choices=("v", "both")
+    )
+    u_rate_ratio: float = setting(0.3, "learning rate of U as a multiple of --learning-rate", above=0, most=1e6)
+    sigma: float = setting(0.01, "σ, size of the noise in each of the r activities", above=0, most=1000)
+    fitness_shaping: str = setting(
+        "raw", "differences of errors as they are, or divided by their standard deviation in a window", choices=SHAPINGS
+    )
+
+
+# As many probes as there are dimensions: what is left to chance is which sequences an iteration gets.
+LAPTOP = dict(
+    iterations=450, batch_size=64, optimizer="muon", learning_rate=5e-3, evaluate_every=25,
+    decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
+)  # fmt: skip
+# U from a small start as V, for it learns as fast.
+BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.03)
+BRIEF = dict(iterations=3000, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
+PRESETS = {
+    # Seconds, for tests: every part runs.
+    "smoke": dict(
+        hidden_size=64, in_degree=8, rank=4, sequence_length=6, train_sequences=256, validation_sequences=64,
+        test_sequences=64, iterations=6, batch_size=10, window=3, probes=6, optimizer="muon", decoder_warmup=20, evaluate_every=2,
+        checkpoint_every=2,
+    ),
+    # The brief's problem with what two CPU cores do in under five minutes.
+    "laptop": LAPTOP,
+    # U as well, by the readout's transpose.
+    "both": {**LAPTOP, **BOTH},
+    # The brief's problem on a laptop in half an hour, without a shortage of data.
+    "brief": {**LAPTOP, **BRIEF},
+    "brief-both": {**LAPTOP, **BRIEF, **BOTH},
+    # What stays of it where probes have independent signs, and with Adam.
+    "independent": {**LAPTOP, "noise": "independent"},
+    "adam": {**LAPTOP, "optimizer": "adam", "learning_rate": 3e-3},
+    # Credit for four steps in place of one.
+    "window-4": {**LAPTOP, "window": 4, "iterations": 150},
+    # Problems whose credit may reach further.
+    "two-digits": {**LAPTOP, "digits": 2},
+    "fifty-frames": {**LAPTOP, "sequence_length": 50, "iterations": 180},
+    # For GPUs; not run yet.
+    "h200": {**LAPTOP, **BRIEF, "iterations": 10_000, "batch_size": 1024, "train_sequences": 1_000_000, "decoder_batch_size": 256,
+             "decoder_memory": 30_000.0},
+    # The second problem, its α chosen outside the brief's range, on the laptop's budget.
+    "free-leak": dict(**LAPTOP, **FREE_LEAK),
+}  # fmt: skip
+
+
+def parse_arguments(argv: list[str] | None):
+    """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
+    config, options = experiment.parse(Config, PRESETS, argv, __doc__)
+    require_windows(config)
+    if config.trains == "both" and config.window != 1:
+        raise BadInput(
+            f"--trains both needs --window 1: U is credited for the next prediction only, not for {config.window} steps"
+        )
+    dimensions = config.window * config.rank
+    if config.noise == "orthogonal" and config.probes > 1 << (dimensions - 1).bit_length():
+        raise BadInput(
+            f"--probes {config.probes} are more than there are orthogonal ones in {dimensions:,} dimensions (--window times --rank): at most "
+            f"{1 << (dimensions - 1).bit_length():,}, or --noise independent"
+        )
+    if config.batch_size * (config.sequence_length // config.window) >= 2**32:
+        raise BadInput("--batch-size times windows of a sequence must be below 2³²: each has random numbers of its own")
+    return config, options
+
+
+# --- The estimate ----------------------------------------------------------------------------------------------------
+
+
+def groups_at_once(config: Config, device_type: str) -> int:
+    """Windows whose probes go side by side: as many as fill four times the device's column target. (A step here is two products of matrices and
+    little else, so that wide ones pay: measured to take two thirds of the time.) By rule, never by stopwatch."""
+    columns = 4 * columns_per_tile(config.hidden_size, getattr(torch, config.dtype), device_type)
+    return max(1, columns // (config.probes + 1))
+
+
+def first_group(config: Config, sequences: int) -> int:
+    """The first window that V has a part in. A single step from the zero state is none."""
+    return sequences if config.window == 1 else 0
+
+
+@torch.no_grad()
+def probe(
+    config: Config, rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, windows: Windows, sign_LrMG: Tensor, decoder: tuple
+) -> tuple[Tensor, Tensor]:
+    """Probes of G windows: estimates q̂ of what each step's activities are to be changed by, float32 (L, r, G), and the mean loss of each window's
+    probes, float64 (G,), both for errors in mean squares over dimensions.
+
+    q̂ is not a number in a window in which an error is none; and at --fitness-shaping standardised where all errors are the same."""
+    # The first member of a group is the unperturbed V, rounded as the others are.
+    kick_LrMG = torch.cat((torch.zeros_like(sign_LrMG[:, :, :1]), sign_LrMG * config.sigma), dim=2).to(rollout.dtype)
+    error_LMG = member_errors(rollout, ActivityNoise(u_Nr, v_Nr, kick_LrMG), windows, *decoder) / EMBEDDING
+    excess_LMG = error_LMG[:, 1:] - error_LMG[:, :1]
+    if config.fitness_shaping == "standardised":
+        whole_MG = excess_LMG.sum(dim=0)
+        spread_G = whole_MG.std(dim=0)
+        spread_G[spread_G <= SAME * error_LMG[:, 0].sum(dim=0)] = torch.nan
+        excess_LMG = excess_LMG * (config.sigma / spread_G)
+    q_LrG = activity_gradients(sign_LrMG, credited(excess_LMG, config.discount), config.sigma)
+    return q_LrG, error_LMG[:, 1:].mean(dim=(0, 1))
+
+
+@torch.no_grad()
+def feedback(rollout: Rollout, v_Nr: Tensor, windows: Windows, decoder: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Factors of ∂/∂U of the next prediction's mean squared error in windows of one step: δ (N, G) and p = Vᵀh (r, G), float32, of which the
+    gradient is Σ_g δ_g p_gᵀ with δ = (2 α / 128) (1 − tanh² x) ⊙ Woutᵀ e.
+
+    Nothing is sampled and nothing goes back through time or W0; but the error e goes back through the readout."""
+    weight_EN, bias_E = decoder
+    h_NG, y_NG = windows.state_LNG[0].to(torch.float32), windows.first_NG.tanh().to(torch.float32)
+    error_EG = torch.addmm(bias_E[:, None], weight_EN, h_NG.lerp(y_NG, rollout.leak)) - windows.target_LEG[0]
+    delta_NG = (weight_EN.T @ error_EG).mul_(1 - y_NG.square()).mul_(2 * rollout.leak / EMBEDDING)
+    return delta_NG, v_Nr.to(torch.float32).T @ h_NG
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+class Training(TruncatedTraining):
+    """V under evolution strategies in its activities, the decoder by ordinary supervision."""
+
+    label = "rank-space ES"
+
+    def __init__(self, config: Config, problem: Problem, embeddings, workers: Workers):
+        super().__init__(config, problem, embeddings, workers)
+        self.signs = Training.signs_of(config)
+        self.rest_size = self.u_Nr.numel() if config.trains == "both" else 0
+
+    def learning(self) -> dict[str, Tensor]:
+        return {"v": self.v_Nr, "u": self.u_Nr} if self.config.trains == "both" else {"v": self.v_Nr}
+
+    @staticmethod
+    def signs_of(config: Config) -> ActivitySigns:
+        return ActivitySigns(config.seed, config.window, config.rank, config.probes, config.noise)
+
+    @staticmethod
+    def tiling_of(config: Config, workers: Workers) -> Tiling:
+        """A window has noise of its own: what goes side by side does not matter to the estimate."""
+        return Tiling.of(config.batch_size, SIDE_BY_SIDE)
+
+    def tile(self, tile: int, iteration: int, decoder: tuple[Tensor, Tensor]) -> TilePart:
+        """Σ over its windows and their steps of h q̂ᵀ; as the rest, U's gradient by feedback."""
+        config, sequences, device = self.config, self.tiling.tile, self.workers.device
+        input_TEB, target_TEB, real_B = self.tile_data(tile, iteration)
+        u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
+        windows = cut(self.rollout, u_Nr, v_Nr, self.rollout.drive(input_TEB), target_TEB, config.window)
+        count = config.sequence_length // config.window
+        ids_WB = torch.arange(count, device=device)[:, None] + count * (
+            tile * sequences + torch.arange(sequences, device=device)
+        )
+        sign_LrMG, real_G = self.signs.draw(iteration, ids_WB.flatten()), real_B.repeat(count)
+        sum_Nr, totals_3 = torch.zeros_like(self.v_Nr), torch.zeros(3, dtype=torch.float64, device=device)
+        at_once, sum_u_Nr = groups_at_once(config, device.type), torch.zeros_like(self.u_Nr)
+        for first in range(first_group(config, sequences), count * sequences, at_once):
+            some = windows.groups(first, at_once)
+            here = slice(first, first + at_once)
+            q_LrG, loss_G = probe(config, self.rollout, u_Nr, v_Nr, some, sign_LrMG[..., here], decoder)
+            counts_G = real_G[here] & q_LrG.isfinite().all(dim=1).all(dim=0) & loss_G.isfinite()
+            h_LNG = some.state_LNG.to(torch.float32).masked_fill(~counts_G, 0)
+            q_LrG = q_LrG.to(torch.float32).masked_fill(~counts_G, 0)
+            sum_Nr += torch.einsum("lng,lrg->nr", h_LNG, q_LrG)
+            if config.trains == "both":
+                delta_NG, p_rG = feedback(self.rollout, v_Nr, some, decoder)
+                sum_u_Nr += delta_NG.masked_fill(~counts_G, 0) @ p_rG.masked_fill(~counts_G, 0).T
+            loss = loss_G.masked_fill(~counts_G, 0).sum()
+            totals_3 += torch.stack((loss / self.scale, counts_G.sum(), real_G[here].sum()))
+        rest = sum_u_Nr.flatten() / self.scale if config.trains == "both" else None
+        return TilePart(sum_Nr / self.scale, *totals_3, rest=rest)
+
+    def other_gradients(self, rest: Tensor) -> dict[str, tuple[Tensor, float]]:
+        return {"u": (rest.view_as(self.u_Nr), self.config.u_rate_ratio)} if self.config.trains == "both" else {}
+
+    def unit(self) -> float:
+        return self.config.window
+
+    @staticmethod
+    def rollouts_per_sequence(config: Config) -> int:
+        return config.probes + 1
+
+    @staticmethod
+    def law(config: Config, batch_noise: float) -> float:
+        return inflated_cosine(config.batch_size, Training.signs_of(config).inflation(), batch_noise)
+
+    @staticmethod
+    def costs(config: Config, problem: Problem, workers: Workers) -> list[str]:
+        """What a run will cost, from one tile of the population timed here on made-up input."""
+        rollout = Rollout(problem.reservoir(), config.leak, 1.0, workers.device, getattr(torch, config.dtype))
+        sequences, at_once = Training.tiling_of(config, workers).tile, groups_at_once(config, workers.device.type)
+        u_Nr, v_Nr = (factor.to(workers.device, rollout.dtype) for factor in start_adapter(config))
+        z_TEB = torch.ones(config.sequence_length, EMBEDDING, sequences, device=workers.device)
+        decoder = make_decoder(config, config.hidden_size, workers.device).frozen_copy()
+        groups, seconds = config.sequence_length // config.window * sequences, []
+        for _ in range(3):
+            started = time.perf_counter()
+            windows = cut(rollout, u_Nr, v_Nr, rollout.drive(z_TEB), z_TEB, config.window)
+            sign_LrMG = Training.signs_of(config).draw(1, torch.arange(groups, device=workers.device))
+            for first in range(first_group(config, sequences), groups, at_once):
+                some, signs = windows.groups(first, at_once), sign_LrMG[..., first : first + at_once]
+                q_LrG, _ = probe(config, rollout, u_Nr, v_Nr, some, signs, decoder)
+                torch.einsum("lng,lrg->nr", some.state_LNG, q_LrG.to(rollout.dtype)).sum().item()
+            seconds.append(time.perf_counter() - started)
+        return [
+            f"{config.probes} probes in {config.window * config.rank:,} dimensions, {config.batch_size:,} sequences: cosine of at most "
+            f"{Training.law(config, 1.0):.3f} to the truncated gradient, by the law; less, the more sequences differ",
+            *Training.cost_lines(config, workers, at_once * (config.probes + 1), min(seconds)),
+        ]
+
+
+# --- Main ------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    return experiment.launch(*parse_arguments(argv), Training, __file__)
+
+
+if __name__ == "__main__":
+    run_main(main)
