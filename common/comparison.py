@@ -1,5 +1,5 @@
-"""Comparing within a problem: groups of seeds, the scale from floor to ceiling, the gap closed and what closing it costs,
-paired differences.
+"""Comparing within a problem: groups of seeds, the scale from floor to ceiling, the gap closed, what closing it costs,
+and paired differences.
 
 All of it follows from the results and histories alone. Errors of different problems are never compared.
 """

@@ -94,6 +94,8 @@ PRESETS = {
     "laptop": LAPTOP,
     # U as well, by the readout's transpose.
     "both": {**LAPTOP, **BOTH},
+    # More than three times the iterations.
+    "long": {**LAPTOP, "iterations": 1500, "evaluate_every": 50},
     # The brief's problem on a laptop in half an hour, without a shortage of data.
     "brief": {**LAPTOP, **BRIEF},
     "brief-both": {**LAPTOP, **BRIEF, **BOTH},

@@ -288,6 +288,12 @@ def ends(floors=(0.5, 1.0), ceilings=(0.125, 0.375), count=10_000, **changes):
     return results
 
 
+def make_experiment(root, slug):
+    """A folder with a script of its own name, which is what makes an experiment."""
+    (root / slug).mkdir(exist_ok=True)
+    (root / slug / f"{slug.replace('-', '_')}.py").touch()
+
+
 def method(seed=0, count=10_000, **changes):
     """A result; that its ridge refits and its final model are at the ceiling has no bearing on what it costs."""
     config = trained_on(count) if count else {"rank": 32}
@@ -350,10 +356,8 @@ def test_floor_and_ceiling_of_a_cost_have_seen_as_much_data_and_may_bear_any_pre
     results = [*ends(), *worse, *better, method(preset="window-1")]
     assert costs(tmp_path, results, preset="window-1") == ["400 · 9.0 s", "1,200 · 30 s", "—"]
     text = render(results, tmp_path)
-    assert (
-        "0.6250, 0.5000, 0.3750 on 10,000 training sequences, from floor 0.7500 (only-the-readout, preset lap" in text
-    )
-    assert "0.3500, 0.2500, 0.1500 on 50,000 training sequences, from floor 0.4500" in text
+    assert f"0.6250, 0.5000, 0.3750 on 10,000 training sequences, from floor 0.7500 ({FLOOR}, preset laptop)" in text
+    assert f"0.3500, 0.2500, 0.1500 on 50,000 training sequences, from floor 0.4500 ({FLOOR}, preset brief)" in text
     table = text.split("| cost of closing the gap |")[1]
     assert row(table, f"[{CEILING}]", "brief")[2] == "50,000", "a ceiling has its row, too"
     assert f"| [{FLOOR}]" not in table, "a floor trains no core"
@@ -370,7 +374,7 @@ def test_what_has_no_floor_and_ceiling_on_equal_data_has_no_cost_and_is_named(tm
         method(preset="no-refits", count=40_000),
         method(preset="no-order", count=30_000),
     ]
-    unknown = [r for end in ends(preset="unknown") for r in [{**end, "config": {"rank": 32}}]]
+    unknown = [{**end, "config": {"rank": 32}} for end in ends(preset="unknown")]
     results = [*ends(), *lonely, *reversed_ends, *unknown, *others, method()]
     commit(tmp_path, method())
     costs(tmp_path, results)
@@ -399,11 +403,7 @@ def test_a_missing_or_broken_history_is_named(tmp_path):
 
 def test_the_page_is_stale_where_a_history_tells_another_cost(drawn):
     for content in (*ends(preset="more"), method(preset="more")):
-        script = (
-            drawn / content["stub"] / f"{content['stub'].replace('-', '_')}.py"
-        )  # what makes a folder an experiment
-        script.parent.mkdir(exist_ok=True)
-        script.touch()
+        make_experiment(drawn, content["stub"])
         commit(drawn, content, evaluations=[(0.9, 0, 0.0), (0.6, 100, 20.0)])
     write_results(drawn)
     assert f"| [{SLUG}]({SLUG}/README.md) | more | 10,000 | 100 · 20 s | — | — |" in (drawn / "RESULTS.md").read_text()
@@ -513,14 +513,9 @@ def test_figures_of_every_problem_with_rows_to_compare_are_shown_with_a_text(dra
 
 
 def test_checking_needs_neither_torch_nor_matplotlib(drawn):
-    for content in (
-        *ends(floors=[0.8], ceilings=[0.4]),
-        method(preset="brief"),
-    ):  # a page with costs, so with histories
-        (drawn / content["stub"]).mkdir(exist_ok=True)
-        (drawn / content["stub"] / f"{content['stub'].replace('-', '_')}.py").touch()
+    for content in (*ends(floors=[0.8], ceilings=[0.4]), method(preset="costed")):  # so histories are read, too
+        make_experiment(drawn, content["stub"])
         commit(drawn, content)
-    (drawn / SLUG / "results/laptop-seed0.json").unlink()
     write_results(drawn)
     assert "cost of closing the gap" in (drawn / "RESULTS.md").read_text()
     code = (
