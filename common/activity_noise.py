@@ -8,9 +8,9 @@ dimensions and fresh at each of the window's L steps. With δ_t the error of a p
 
 of which the sum ends with the window. ξ and −ξ are equally likely and the even part of the loss cancels on average: the bias is O(σ²).
 
-*Orthogonal* probes have the first M rows of a Hadamard matrix, the sign of each column drawn at random: E ξξᵀ = 1 as before, and
-E|q̂|² = |q|² L r / M in place of |q|² (1 + (L r − 1)/M) for *independent* ones; with M = L r probes nothing is left to chance. (Orthogonal directions
-in evolution strategies: Choromanski et al., arXiv:1804.02395; simultaneous perturbation with Hadamard matrices: Bhatnagar et al. 2003.)
+*Orthogonal* probes have the first M rows of a Hadamard matrix, the sign of each column drawn at random: E ξξᵀ = 1 as before. For powers of two
+M ≤ L r, and a loss that knows all of a window's noise, E|q̂|² = |q|² L r / M in place of |q|² (1 + (L r − 1)/M) for *independent* ones (`inflation` has other numbers);
+with M = L r probes q̂ = q but for O(σ): the even part of the error, which falls on one activity, with a random sign. (Orthogonal directions in evolution strategies: Choromanski et al., arXiv:1804.02395; simultaneous perturbation with Hadamard matrices: Bhatnagar et al. 2003.)
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,14 @@ KINDS = ("orthogonal", "independent")
 
 @lru_cache
 def hadamard_rows(members: int, dimensions: int) -> Tensor:
-    """First M rows and D columns of the Hadamard matrix of the least power of two that has them, float32 ±1 (M, D): Sylvester's."""
+    """First M rows and D columns of the Hadamard matrix of the least power of two that has them, float32 ±1 (M, D): Sylvester's.
+
+    Its rows below a power of two repeat their columns with that period, so that no more than M by M of it is ever formed.
+    """
     rows = torch.ones(1, 1)
-    while len(rows) < max(members, dimensions):
+    while len(rows) < members:
         rows = torch.cat((torch.cat((rows, rows), dim=1), torch.cat((rows, -rows), dim=1)))
-    return rows[:members, :dimensions].contiguous()
+    return rows[:members].repeat(1, -(-dimensions // len(rows)))[:, :dimensions].contiguous()
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class ActivitySigns:
         return sign_DMG.unflatten(0, (self.length, self.rank))
 
     def inflation(self) -> float:
-        """E|q̂|² / |q|², the mean over directions of q: how much longer an estimate is than what it estimates."""
+        """E|q̂|² / |q|², the mean over directions of q: how much longer an estimate is than what it estimates, where the loss knows all
+        of the window's noise. (Credit for later steps alone, in windows of several, leaves some of it out.)"""
         if self.kind == "independent":
             return 1 + (self.dimensions - 1) / self.members
         rows_MD = hadamard_rows(self.members, self.dimensions).to(torch.float64)
@@ -66,7 +70,7 @@ class ActivitySigns:
 
 
 class ActivityNoise:
-    """U (Vᵀh + kick) for M members in G windows: a `windows.GroupAdapter`. kick_LrMG: what is added in each step."""
+    """U (Vᵀh + kick) for M members in G windows: a `windows.GroupAdapter`. kick_LrMG: what is added in each step, one after another."""
 
     def __init__(self, u_Nr: Tensor, v_Nr: Tensor, kick_LrMG: Tensor):
         self.u_Nr, self.shared, self.kick_LrMG = u_Nr, SharedAdapter(u_Nr, v_Nr), kick_LrMG
@@ -76,6 +80,7 @@ class ActivityNoise:
         return self.kick_LrMG[0]
 
     def prepare(self, columns: tuple[int, int, int]) -> None:
+        self.step = 0
         self.shared.prepare(columns)
 
     def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:

@@ -199,13 +199,14 @@ def _evenly(items: list, count: int) -> list:
 def thin_history(lines: list[str], limit: int = HISTORY_LINES) -> list[str]:
     """At most `limit` of the lines of a metrics.jsonl, in order: first, last and evaluation lines before all others.
 
-    An evaluation line is one whose `validation_mse` is a number. Where these alone exceed the limit they are
+    An evaluation line is one whose `validation_mse` is a number, or that compares an estimate with a gradient (`cosine_…`). Where these alone exceed the limit they are
     thinned evenly. Raises BadInput naming the first line that is not a JSON object.
     """
     kept = {0, len(lines) - 1} if lines else set()
     for number, line in enumerate(lines):
         try:
-            if json.loads(line).get("validation_mse") is not None:
+            metrics = json.loads(line)
+            if metrics.get("validation_mse") is not None or any(key.startswith("cosine_") for key in metrics):
                 kept.add(number)
         except (ValueError, AttributeError, RecursionError):
             raise BadInput(f"metrics.jsonl, line {number + 1}: not a JSON object") from None

@@ -90,8 +90,8 @@ class Tiling:
 
 @dataclass(frozen=True)
 class TilePart:
-    """What a tile adds to the estimate: Σ over windows of estimates of ∂loss/∂V, float32 (N, r); the sum of their losses, of those windows
-    that count; how many count; how many there are, padding excluded. rest: whatever else is to be summed, flat float32."""
+    """What a tile adds to the estimate: Σ over windows of estimates of ∂loss/∂V, float32 (N, r); the sum of their losses (as a share of the
+    embeddings' variance), of those windows that count; how many count; how many there are, padding excluded. rest: whatever else is to be summed, flat float32."""
 
     sum_Nr: Tensor
     loss: Tensor
@@ -200,7 +200,7 @@ class TruncatedTraining(ForwardTraining):
             paused = time.perf_counter()
             measured = self._measure(estimate.grad_v_Nr, iteration, decoder)
             started += time.perf_counter() - paused  # it trains nothing
-        if math.isfinite(train_loss) and math.isfinite(estimate.norm):
+        if math.isfinite(train_loss) and math.isfinite(estimate.norm) and bool(rest.isfinite().all()):
             before_Nr = self.v_Nr.clone()
             gradients = {"v": (estimate.grad_v_Nr, 1.0), **self.other_gradients(rest)}
             for (name, factor_Nr), group in zip(self.factors.items(), self.optimizer.param_groups, strict=True):
@@ -277,7 +277,7 @@ class TruncatedTraining(ForwardTraining):
         megabytes = {
             "the state of windows side by side": config.hidden_size * columns * element / 1e6,
             "states and driving input of a tile": 2 * inputs * element / 1e6,
-            "the tiles' parts of the estimate": 2 * tiles * 2 * size * 4 / 1e6,
+            "the tiles' parts of the estimate": 2 * tiles * 3 * size * 4 / 1e6,
             "θ, its gradient and the optimiser's moments": (3 + moments) * size * 4 / 1e6,
             "encoded sequences (on disk on a CPU)": sequences * (config.sequence_length + 1) * 128 * 4 / 1e6,
         }

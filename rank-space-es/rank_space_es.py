@@ -22,6 +22,7 @@ add up the tiles' parts of ĝ in their order, so that any number of ranks ends i
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,8 @@ from common.truncated import (
 )
 from common.windows import SAME, Windows, cut, member_errors
 
-SIDE_BY_SIDE = 8  # sequences that the unperturbed V runs through together: four take as long
+SIDE_BY_SIDE = 8  # sequences that the unperturbed V runs through together: a product of W0 with four takes as long
+MOST_NUMBERS = 2**31  # in the states and in the noise of a tile
 
 # --- Configuration ---------------------------------------------------------------------------------------------------
 
@@ -80,7 +82,7 @@ LAPTOP = dict(
     iterations=450, batch_size=64, optimizer="muon", learning_rate=5e-3, evaluate_every=25,
     decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
-# U from a small start as V, for it learns as fast.
+# Both factors learn at one rate, from where neither is large.
 BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.03)
 BRIEF = dict(iterations=3000, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
 PRESETS = {
@@ -124,13 +126,23 @@ def parse_arguments(argv: list[str] | None):
             f"--trains both needs --window 1: U is credited for the next prediction only, not for {config.window} steps"
         )
     dimensions = config.window * config.rank
+    if dimensions == 1 and config.noise == "orthogonal":
+        raise BadInput("--noise orthogonal needs more than one dimension (--window times --rank): choose independent")
     if config.noise == "orthogonal" and config.probes > 1 << (dimensions - 1).bit_length():
         raise BadInput(
             f"--probes {config.probes} are more than there are orthogonal ones in {dimensions:,} dimensions (--window times --rank): at most "
             f"{1 << (dimensions - 1).bit_length():,}, or --noise independent"
         )
-    if config.batch_size * (config.sequence_length // config.window) >= 2**32:
-        raise BadInput("--batch-size times windows of a sequence must be below 2³²: each has random numbers of its own")
+    tile = (
+        -(-config.batch_size // Tiling.MOST_TILES)
+        * config.sequence_length
+        * (config.hidden_size + dimensions * config.probes)
+    )
+    if tile > MOST_NUMBERS:
+        raise BadInput(
+            f"--batch-size {config.batch_size:,} in at most {Tiling.MOST_TILES} tiles: the states and the noise of one would be {tile:,} numbers; "
+            f"at most {MOST_NUMBERS:,}"
+        )
     return config, options
 
 
@@ -194,6 +206,7 @@ class Training(TruncatedTraining):
     def __init__(self, config: Config, problem: Problem, embeddings, workers: Workers):
         super().__init__(config, problem, embeddings, workers)
         self.signs = Training.signs_of(config)
+        self.raw = config.fitness_shaping == "raw"
         self.rest_size = self.u_Nr.numel() if config.trains == "both" else 0
 
     def learning(self) -> dict[str, Tensor]:
@@ -235,7 +248,7 @@ class Training(TruncatedTraining):
             loss = loss_G.masked_fill(~counts_G, 0).sum()
             totals_3 += torch.stack((loss / self.scale, counts_G.sum(), real_G[here].sum()))
         rest = sum_u_Nr.flatten() / self.scale if config.trains == "both" else None
-        return TilePart(sum_Nr / self.scale, *totals_3, rest=rest)
+        return TilePart(sum_Nr / self.scale if self.raw else sum_Nr, *totals_3, rest=rest)
 
     def other_gradients(self, rest: Tensor) -> dict[str, tuple[Tensor, float]]:
         return {"u": (rest.view_as(self.u_Nr), self.config.u_rate_ratio)} if self.config.trains == "both" else {}
@@ -243,12 +256,21 @@ class Training(TruncatedTraining):
     def unit(self) -> float:
         return self.config.window
 
+    @classmethod
+    def derived(cls, config: Config, workers: Workers) -> dict:
+        return {**super().derived(config, workers), "windows_at_once": groups_at_once(config, workers.device.type)}
+
+    def control(self) -> Callable[[Tensor], Tensor]:
+        return self.shuffled("u" if self.config.trains == "both" else "v")
+
     @staticmethod
     def rollouts_per_sequence(config: Config) -> int:
         return config.probes + 1
 
     @staticmethod
     def law(config: Config, batch_noise: float) -> float:
+        """As if a sequence's windows had gradients of no common direction, so that what is said of q̂ holds for the sequence: exact where
+        the inflation is 1."""
         return inflated_cosine(config.batch_size, Training.signs_of(config).inflation(), batch_noise)
 
     @staticmethod

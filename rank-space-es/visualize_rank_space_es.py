@@ -16,6 +16,7 @@ from common.comparison import agreed
 from common.errors import run_main
 from common.figures import (
     BLUE,
+    GREEN,
     GREY,
     PURPLE,
     SKY,
@@ -46,11 +47,13 @@ SETTINGS = ("hidden_size", "rank", "sequence_length", "batch_size", "window", "p
 FLOOR, BACKPROPAGATION = "reservoir-readout-only", "moving-mnist-bptt-baseline"
 METHODS = {  # (slug, preset): name, colour and dashes of its line
     (HERE.name, "laptop"): ("rank-space ES", VERMILION, ()),
+    (HERE.name, "both"): ("rank-space ES, U by feedback", VERMILION, (4, 1.6)),
     ("truncated-es", "laptop"): ("truncated ES", PURPLE, ()),
-    ("moving-mnist-es-reservoir", "laptop"): ("ES on U and V", SKY, ()),
-    ("moving-mnist-es-reservoir", "long"): ("ES on U and V, long", SKY, (4, 1.6)),
+    ("moving-mnist-es-reservoir", "laptop"): ("ES on whole sequences", SKY, ()),
+    ("moving-mnist-es-reservoir", "long"): ("ES on whole sequences, long", SKY, (4, 1.6)),
     (BACKPROPAGATION, "laptop"): ("BPTT on U and V", BLUE, ()),
     (BACKPROPAGATION, "v"): ("BPTT on V", BLUE, (4, 1.6)),
+    (BACKPROPAGATION, "muon"): ("BPTT on U and V, Muon", GREEN, ()),
 }
 SHARES = (0.25, 0.5, 0.75)  # of the way from floor to ceiling
 

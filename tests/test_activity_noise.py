@@ -23,6 +23,10 @@ def test_rows_of_a_hadamard_matrix(members, dimensions):
     assert torch.equal(rows, whole[:members, :dimensions])
 
 
+def test_few_rows_of_many_columns_are_made_without_the_whole_matrix():
+    assert hadamard_rows(4, 2**21).shape == (4, 2**21)  # the whole matrix has 4 · 10¹² entries
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_signs_are_fair_and_belong_to_their_window(kind):
     noise, ids = ActivitySigns(seed=3, length=2, rank=3, members=5, kind=kind), torch.arange(4000)
@@ -38,23 +42,26 @@ def test_signs_are_fair_and_belong_to_their_window(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "members", "expected"),
+    ("kind", "members", "length", "rank", "expected"),
     [
-        ("orthogonal", 16, 1.0),  # as many probes as dimensions: nothing is left to chance
-        ("orthogonal", 4, 4.0),  # D / M
-        ("independent", 4, 1 + 15 / 4),
-        ("independent", 16, 1 + 15 / 16),
+        ("orthogonal", 16, 4, 4, 1.0),  # as many probes as dimensions: nothing is left to chance
+        ("orthogonal", 4, 4, 4, 4.0),  # D / M
+        ("orthogonal", 32, 1, 24, 1.0),  # more than dimensions: no less than 1
+        ("orthogonal", 6, 3, 4, None),  # no powers of two: neither D / M nor 1
+        ("independent", 4, 4, 4, 1 + 15 / 4),
+        ("independent", 16, 4, 4, 1 + 15 / 16),
     ],
 )
-def test_inflation_is_what_a_linear_loss_shows(kind, members, expected):
-    """E|q̂|²/|q|² of losses q·ξ, over many draws of signs and one random q."""
-    noise, draws = ActivitySigns(seed=0, length=4, rank=4, members=members, kind=kind), 20_000
+def test_inflation_is_what_a_linear_loss_shows(kind, members, length, rank, expected):
+    """E|q̂|²/|q|² of losses q·ξ with q in all directions, over many draws of signs."""
+    noise, draws = ActivitySigns(seed=0, length=length, rank=rank, members=members, kind=kind), 20_000
+    expected = expected or noise.inflation()
     assert noise.inflation() == pytest.approx(expected)
     sign_LrMG = noise.draw(1, torch.arange(draws))
-    q_Lr = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    q_Lr = torch.ones(length, rank)
     # One loss at the end of the window, that knows all of the noise before it.
     loss_MG = torch.einsum("lr,lrmg->mg", q_Lr, sign_LrMG)
-    excess_LMG = torch.cat((torch.zeros(3, *loss_MG.shape), loss_MG[None]))
+    excess_LMG = torch.cat((torch.zeros(length - 1, *loss_MG.shape), loss_MG[None]))
     got_LrG = activity_gradients(sign_LrMG, credited(excess_LMG, 1.0), sigma=1.0)
     assert float(got_LrG.square().sum() / draws / q_Lr.square().sum()) == pytest.approx(expected, rel=0.02)
     error = (got_LrG.mean(dim=2) - q_Lr).norm() / q_Lr.norm()

@@ -306,6 +306,8 @@ VALUES = [
     ),
     Row("matrices only", BPTT, "--optimizer muon --trains all", ["--optimizer muon", "matrices only"], types_it=True),
     Row("an optimiser that is not there", TRUNCATED, "--optimizer lion", ["adam, muon"]),
+    Row("a single dimension", RANK, "--rank 1", ["--noise orthogonal", "independent"]),
+    Row("more states than memory", RANK, "--hidden-size 100000 --batch-size 1000000", ["--batch-size", "at most"]),
     Row("credit that grows", RANK, "--discount 1.5", ["--discount", "≤ 1"]),
     Row("windows that do not fit, of probes", RANK, "--window 2", ["--window must divide"]),
     Row("a shaping of the other experiment", TRUNCATED, "--fitness-shaping normal-score", ["raw, standardised"]),

@@ -79,6 +79,9 @@ def test_history_is_thinned_but_keeps_evaluations_and_both_ends():
     assert kept == sorted(set(kept))
     assert max(b - a for a, b in zip(kept, kept[1:])) <= 7  # 1000 lines, 200 kept: about every fifth
     assert thin_history(history(150, {3})) == history(150, {3})
+    lines = history(1000, evaluations)
+    lines[333] = json.dumps({"iteration": 333, "cosine_gradient": 0.1})  # an estimate was compared with a gradient
+    assert 333 in [json.loads(line)["iteration"] for line in thin_history(lines)]
     assert thin_history([]) == []
 
 

@@ -288,6 +288,19 @@ def test_it_makes_the_core_better_and_its_control_does_not(run):
     assert got["rollouts"] == 300 * 32 * 9 + (10 + 300) * 16
 
 
+def test_the_control_and_what_a_run_remembers(training_of, experiment):
+    """Rows of V are shuffled where V alone learns, of U where both do; widths of products are part of what has to be the same."""
+    z = torch.randn(4, 128, 5, generator=torch.Generator().manual_seed(0))
+    for trains, factor in (("v", "v"), ("both", "u")):
+        training = training_of(trains=trains, window=1, probes=2)
+        expected, other = (training.shuffled(name)(z) for name in (factor, "v" if factor == "u" else "u"))
+        assert torch.equal(training.control()(z), expected) and not torch.equal(expected, other)
+    derived = experiment.Training.derived(training.config, training.workers)
+    assert (
+        derived["windows_at_once"] == experiment.groups_at_once(training.config, "cpu") and "tile_sequences" in derived
+    )
+
+
 def test_no_setting_of_its_own_hides_one_that_all_experiments_have(experiment):
     """A field of the same name would be the problem's, too."""
     shared = {*ProblemSettings.__annotations__, *RunSettings.__annotations__, *TruncatedSettings.__annotations__}

@@ -383,7 +383,10 @@ def test_a_committed_result_without_its_window_is_refused(draw):
 
 # Errors by cost, of noise on activities
 
-METHODS = [(RANK, "laptop"), (TRUNCATED, "laptop"), (ES, "laptop"), (ES, "long"), (BPTT, "laptop"), (BPTT, "v")]
+METHODS = [
+    (RANK, "laptop"), (RANK, "both"), (TRUNCATED, "laptop"), (ES, "laptop"), (ES, "long"), (BPTT, "laptop"), (BPTT, "v"),
+    (BPTT, "muon"),
+]  # fmt: skip
 
 
 def put(root: Path, slug: str, preset: str = "laptop", seed: int = 0, scores=(0.7, 0.6), each=1000, **changes) -> Path:
@@ -436,11 +439,12 @@ def test_errors_by_cost_are_the_histories_of_all_methods(draw, tmp_path):
         expected = [([unit * (i + 1), 2 * unit * (i + 1)], scores[m][1:]) for i, m in enumerate(METHODS)]
         assert drawn_lines(axes) == sorted(expected) and axes.get_xscale() == "log"
     assert labels_right(seconds) == {
-        "rank-space ES 0.6000", "truncated ES 0.5900", "ES on U and V 0.5800", "ES on U and V, long (dashed) 0.5700",
-        "BPTT on U and V 0.5600", "BPTT on V (dashed) 0.5500",
+        "rank-space ES 0.6000", "rank-space ES, U by feedback (dashed) 0.5900", "truncated ES 0.5800",
+        "ES on whole sequences 0.5700", "ES on whole sequences, long (dashed) 0.5600", "BPTT on U and V 0.5500",
+        "BPTT on V (dashed) 0.5400", "BPTT on U and V, Muon 0.5300",
     }  # fmt: skip
     dashed = {line.get_xdata()[0] for line in rollouts.lines if line.is_dashed() and len(line.get_xdata()) == 2}
-    assert dashed - {0} == {4000, 6000}, "long and v, beside lines across the axes"
+    assert dashed - {0} == {2000, 5000, 7000}, "both, long and v, beside lines across the axes"
     assert "10,000 training sequences · seed 0 · on a small CPU" in figure.texts[1].get_text()
 
 
@@ -491,7 +495,7 @@ def test_errors_by_cost_leave_out_what_does_not_compare(changes, draw, tmp_path)
         put(tmp_path, READOUT, ridge_validation_mse=0.66, **changes)
         put(tmp_path, BPTT, ridge_validation_mse=0.50, **changes)
     figure = cost_of(draw, tmp_path)
-    assert labels_right(figure.axes[1]) == {"rank-space ES 0.6000", "ES on U and V 0.6000"}
+    assert labels_right(figure.axes[1]) == {"rank-space ES 0.6000", "ES on whole sequences 0.6000"}
     assert levels(figure.axes[0]) == []
 
 
