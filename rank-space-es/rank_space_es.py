@@ -79,12 +79,12 @@ class Config(ProblemSettings, TruncatedSettings, RunSettings):
 
 # As many probes as there are dimensions: what is left to chance is which sequences an iteration gets.
 LAPTOP = dict(
-    iterations=450, batch_size=64, optimizer="muon", learning_rate=5e-3, evaluate_every=25,
+    iterations=600, batch_size=32, optimizer="muon", learning_rate=5e-3, evaluate_every=25,
     decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
 # Both factors learn at one rate, from where neither is large.
 BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.03)
-BRIEF = dict(iterations=2000, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
+BRIEF = dict(iterations=1600, batch_size=64, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
 PRESETS = {
     # Seconds, for tests: every part runs.
     "smoke": dict(
@@ -97,7 +97,7 @@ PRESETS = {
     # U as well, by the readout's transpose.
     "both": {**LAPTOP, **BOTH},
     # More than three times the iterations.
-    "long": {**LAPTOP, "iterations": 1500, "evaluate_every": 50},
+    "long": {**LAPTOP, "iterations": 2000, "evaluate_every": 50},
     # The brief's problem on a laptop in half an hour, without a shortage of data.
     "brief": {**LAPTOP, **BRIEF},
     "brief-both": {**LAPTOP, **BRIEF, **BOTH},
@@ -105,10 +105,10 @@ PRESETS = {
     "independent": {**LAPTOP, "noise": "independent"},
     "adam": {**LAPTOP, "optimizer": "adam", "learning_rate": 3e-3},
     # Credit for four steps in place of one.
-    "window-4": {**LAPTOP, "window": 4, "iterations": 150},
+    "window-4": {**LAPTOP, "window": 4, "iterations": 200},
     # Problems whose credit may reach further.
     "two-digits": {**LAPTOP, "digits": 2},
-    "fifty-frames": {**LAPTOP, "sequence_length": 50, "iterations": 180},
+    "fifty-frames": {**LAPTOP, "sequence_length": 50, "iterations": 240},
     # For GPUs; not run yet.
     "h200": {**LAPTOP, **BRIEF, "iterations": 10_000, "batch_size": 1024, "train_sequences": 1_000_000, "decoder_batch_size": 256,
              "decoder_memory": 30_000.0},
