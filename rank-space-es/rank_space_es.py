@@ -79,12 +79,12 @@ class Config(ProblemSettings, TruncatedSettings, RunSettings):
 
 # As many probes as there are dimensions: what is left to chance is which sequences an iteration gets.
 LAPTOP = dict(
-    iterations=600, batch_size=32, optimizer="muon", learning_rate=5e-3, evaluate_every=25,
+    iterations=400, batch_size=32, optimizer="muon", learning_rate=5e-3, evaluate_every=25,
     decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
 # Both factors learn at one rate, from where neither is large.
 BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.03)
-BRIEF = dict(iterations=1600, batch_size=64, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
+BRIEF = dict(iterations=1200, batch_size=64, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
 PRESETS = {
     # Seconds, for tests: every part runs.
     "smoke": dict(
