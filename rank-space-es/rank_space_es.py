@@ -84,7 +84,14 @@ LAPTOP = dict(
 )  # fmt: skip
 # Both factors learn at one rate, from where neither is large.
 BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.03)
-BRIEF = dict(iterations=1200, batch_size=64, learning_rate=4e-3, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
+BRIEF = dict(
+    iterations=1200,
+    batch_size=64,
+    learning_rate=4e-3,
+    train_sequences=50_000,
+    decoder_memory=10_000.0,
+    evaluate_every=100,
+)
 PRESETS = {
     # Seconds, for tests: every part runs.
     "smoke": dict(
