@@ -29,7 +29,7 @@ demo: $(STAMP)  ## train the main experiment on this machine (< 5 minutes on 2 C
 	@echo "The run and its GIF are in $(DEMO)/runs/demo/, its figures in $(DEMO)/runs/demo/viz/"
 	@echo "The committed results of all experiments are in RESULTS.md; what this one does is in $(DEMO)/README.md"
 
-test: $(STAMP)  ## run the tests (CPU, about 7 minutes)
+test: $(STAMP)  ## run the tests (CPU, about 10 minutes)
 	"$(BIN)/python" -m pytest
 
 figures: $(STAMP)  ## redraw every experiment's committed figures and GIF from its committed results

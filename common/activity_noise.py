@@ -8,9 +8,11 @@ dimensions and fresh at each of the window's L steps. With δ_t the error of a p
 
 of which the sum ends with the window. ξ and −ξ are equally likely and the even part of the loss cancels on average: the bias is O(σ²).
 
-*Orthogonal* probes have the first M rows of a Hadamard matrix, the sign of each column drawn at random: E ξξᵀ = 1 as before. For powers of two
-M ≤ L r, and a loss that knows all of a window's noise, E|q̂|² = |q|² L r / M in place of |q|² (1 + (L r − 1)/M) for *independent* ones (`inflation` has other numbers);
-with M = L r probes q̂ = q but for O(σ): the even part of the error, which falls on one activity, with a random sign. (Orthogonal directions in evolution strategies: Choromanski et al., arXiv:1804.02395; simultaneous perturbation with Hadamard matrices: Bhatnagar et al. 2003.)
+*Orthogonal* probes have the first M rows of a Hadamard matrix, the sign of each column drawn at random: E ξξᵀ = 1 as before. For powers
+of two M ≤ L r, and a loss that knows all of a window's noise, E|q̂|² = |q|² L r / M in place of |q|² (1 + (L r − 1)/M) for *independent* ones
+(`inflation` has other numbers); with M = L r probes q̂ = q but for O(σ): the even part of the error, which falls on one activity, with a
+random sign. (Orthogonal directions in evolution strategies: Choromanski et al., arXiv:1804.02395; simultaneous perturbation with
+Hadamard matrices: Bhatnagar et al. 2003.)
 """
 
 from dataclasses import dataclass
@@ -73,14 +75,13 @@ class ActivityNoise:
     """U (Vᵀh + kick) for M members in G windows: a `windows.GroupAdapter`. kick_LrMG: what is added in each step, one after another."""
 
     def __init__(self, u_Nr: Tensor, v_Nr: Tensor, kick_LrMG: Tensor):
-        self.u_Nr, self.shared, self.kick_LrMG = u_Nr, SharedAdapter(u_Nr, v_Nr), kick_LrMG
-        self.step = 0
+        self.u_Nr, self.v_Nr, self.kick_LrMG = u_Nr, v_Nr, kick_LrMG
 
     def first_kick(self, h_NG: Tensor) -> Tensor:
         return self.kick_LrMG[0]
 
     def prepare(self, columns: tuple[int, int, int]) -> None:
-        self.step = 0
+        self.step, self.shared = 0, SharedAdapter(self.u_Nr, self.v_Nr)
         self.shared.prepare(columns)
 
     def add_to(self, x_NC: Tensor, h_NC: Tensor) -> None:

@@ -199,8 +199,8 @@ def _evenly(items: list, count: int) -> list:
 def thin_history(lines: list[str], limit: int = HISTORY_LINES) -> list[str]:
     """At most `limit` of the lines of a metrics.jsonl, in order: first, last and evaluation lines before all others.
 
-    An evaluation line is one whose `validation_mse` is a number, or that compares an estimate with a gradient (`cosine_…`). Where these alone exceed the limit they are
-    thinned evenly. Raises BadInput naming the first line that is not a JSON object.
+    An evaluation line is one whose `validation_mse` is a number, or that compares an estimate with a gradient (`cosine_…`).
+    Where these alone exceed the limit they are thinned evenly. Raises BadInput naming the first line that is not a JSON object.
     """
     kept = {0, len(lines) - 1} if lines else set()
     for number, line in enumerate(lines):

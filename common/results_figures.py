@@ -191,7 +191,7 @@ def mse_against_cost(results: list[dict], root: Path) -> Figure:
     subtitle = f"{_of_the_problem(results)}. Bold: seed 0; pale: other seeds.\nTrained on {machines}"
     figure = headed_figure(10.5, 5.6, "Validation error against what it took", subtitle)
     panels = figure.subplots(1, 2, sharey=True)
-    curves = {group: [_curve(root, result) for result in group.results] for group in groups}
+    curves = {group: [curve_of(root, result) for result in group.results] for group in groups}
     scale = scale_of(groups, "test_mse")
     lines = [
         Reference(role, group.mean("validation_mse"), COLOURS[role], (1, 1.5), role)
@@ -203,13 +203,13 @@ def mse_against_cost(results: list[dict], root: Path) -> Figure:
         axes.set_xscale("log")
         draw_references(axes, lines)
         for group in reversed(groups):
-            _draw_curves(axes, curves[group], cost, *look[group])
+            draw_curves(axes, curves[group], cost, *look[group])
     mean = agreed(results, "trivial_validation_mse.mean.all")
     shown = [curve["validation_mse"] for seeds in curves.values() for curve in seeds]
-    panels[0].set_ylim(_curve_limits([y for y in shown if len(y)], [line.value for line in lines], mean))
+    panels[0].set_ylim(curve_limits([y for y in shown if len(y)], [line.value for line in lines], mean))
     panels[0].set(xlabel="rollouts in training", ylabel="validation MSE (standardised embedding)")
     panels[1].set(xlabel="wallclock of training")
-    _time_ticks(panels[1])
+    time_ticks(panels[1])
     figure.align_xlabels(panels)
     for line in lines:
         above = line.name == "floor"  # and the ceiling's name is below: so they never touch
@@ -225,7 +225,7 @@ def mse_against_cost(results: list[dict], root: Path) -> Figure:
     return figure
 
 
-def _curve(root: Path, result: dict) -> dict[str, np.ndarray]:
+def curve_of(root: Path, result: dict) -> dict[str, np.ndarray]:
     """Cost and validation error of the evaluations in a committed history."""
     history = read_history(root / result["stub"] / "results" / f"{run_name(result)}.history.jsonl")
     missing = np.full(len(history["iteration"]), np.nan)
@@ -233,7 +233,7 @@ def _curve(root: Path, result: dict) -> dict[str, np.ndarray]:
     return {key: column[np.isfinite(columns["validation_mse"])] for key, column in columns.items()}
 
 
-def _draw_curves(axes: Axes, curves: Sequence[dict], cost: str, colour: str, dashes: tuple) -> None:
+def draw_curves(axes: Axes, curves: Sequence[dict], cost: str, colour: str, dashes: tuple) -> None:
     """One line a seed, the first bold. What cost nothing yet has no place on a logarithmic axis."""
     for number, curve in enumerate(curves):
         shown = curve[cost] > 0
@@ -244,7 +244,7 @@ def _draw_curves(axes: Axes, curves: Sequence[dict], cost: str, colour: str, das
             axes.plot(x[-1], y[-1], "o", ms=5, color=colour, zorder=5)
 
 
-def _curve_limits(curves: Sequence[np.ndarray], lines: Sequence[float], worst: float | None) -> tuple[float, float]:
+def curve_limits(curves: Sequence[np.ndarray], lines: Sequence[float], worst: float | None) -> tuple[float, float]:
     """Limits that show where curves end and how they got there.
 
     Cut off are the far higher beginnings, and curves that end above `worst`, what the mean predictor scores.
@@ -259,7 +259,7 @@ def _curve_limits(curves: Sequence[np.ndarray], lines: Sequence[float], worst: f
     return low - 0.1 * margin, top + 0.04 * margin
 
 
-def _time_ticks(axes: Axes) -> None:
+def time_ticks(axes: Axes) -> None:
     """Ticks of a logarithmic axis of seconds in words."""
     low, high = axes.get_xlim()
     ticks = [time for time in TIMES if high < 100 * low or time not in BETWEEN]

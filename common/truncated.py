@@ -16,6 +16,7 @@ from torch import Tensor
 from common import es
 from common.decoder import scheduled
 from common.dist import Workers
+from common.encoder import EMBEDDING
 from common.errors import BadInput
 from common.gradient import GradientMeter
 from common.optimizer import OPTIMIZERS, make_optimizer
@@ -123,7 +124,10 @@ class TruncatedTraining(ForwardTraining):
         """A tile's part; its sequences are those of stream OWN + tile, as `tile_data` has them."""
         raise NotImplementedError
 
-    rest_size = 0  # of TilePart.rest
+    @staticmethod
+    def rest_size(config) -> int:
+        """Of TilePart.rest."""
+        return 0
 
     def learning(self) -> dict[str, Tensor]:
         """The factors that learn, V first."""
@@ -177,7 +181,7 @@ class TruncatedTraining(ForwardTraining):
     def _estimate(self, iteration: int, decoder: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, float, float]:
         """ĝ of V in its two halves (2, N, r), the rest, the mean loss of windows, and the share of windows that did not count."""
         tiles, size = -(-self.config.batch_size // self.tiling.tile), 2 * self.v_Nr.numel()
-        width = size + self.rest_size + 3
+        width = size + self.rest_size(self.config) + 3
         total = self.workers.sum_tiles(lambda tile: self._tile(tile, iteration, decoder), tiles, width, may_stop=True)
         loss, counting, windows = total[-3:].tolist()
         if counting:
@@ -273,13 +277,14 @@ class TruncatedTraining(ForwardTraining):
         rollouts = config.batch_size * cls.rollouts_per_sequence(config)
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
         inputs, size = config.sequence_length * config.hidden_size * tiling.tile, config.hidden_size * config.rank
-        moments = 2 if config.optimizer == "adam" else 1
+        per_factor = 4 if config.optimizer == "adam" else 3  # itself, its gradient and its moments
+        learning = 2 if cls.rest_size(config) else 1
         megabytes = {
             "the state of windows side by side": config.hidden_size * columns * element / 1e6,
             "states and driving input of a tile": 2 * inputs * element / 1e6,
-            "the tiles' parts of the estimate": 2 * tiles * 3 * size * 4 / 1e6,
-            "θ, its gradient and the optimiser's moments": (3 + moments) * size * 4 / 1e6,
-            "encoded sequences (on disk on a CPU)": sequences * (config.sequence_length + 1) * 128 * 4 / 1e6,
+            "the tiles' parts of the estimate": 2 * tiles * (2 * size + cls.rest_size(config)) * 4 / 1e6,
+            "θ, its gradient and the optimiser's moments": (per_factor * learning + 2 - learning) * size * 4 / 1e6,
+            "encoded sequences (on disk on a CPU)": sequences * (config.sequence_length + 1) * EMBEDDING * 4 / 1e6,
         }
         if config.decoder == "ridge":
             megabytes["the decoder's sums and a copy of them"] = 2 * (config.hidden_size + 1) ** 2 * 4 / 1e6

@@ -103,7 +103,7 @@ PRESETS = {
     "laptop": LAPTOP,
     # U as well, by the readout's transpose.
     "both": {**LAPTOP, **BOTH},
-    # More than three times the iterations.
+    # Five times the iterations.
     "long": {**LAPTOP, "iterations": 2000, "evaluate_every": 50},
     # The brief's problem on a laptop in half an hour, without a shortage of data.
     "brief": {**LAPTOP, **BRIEF},
@@ -163,11 +163,6 @@ def groups_at_once(config: Config, device_type: str) -> int:
     return max(1, columns // (config.probes + 1))
 
 
-def first_group(config: Config, sequences: int) -> int:
-    """The first window that V has a part in. A single step from the zero state is none."""
-    return sequences if config.window == 1 else 0
-
-
 @torch.no_grad()
 def probe(
     config: Config, rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, windows: Windows, sign_LrMG: Tensor, decoder: tuple
@@ -202,6 +197,37 @@ def feedback(rollout: Rollout, v_Nr: Tensor, windows: Windows, decoder: tuple[Te
     return delta_NG, v_Nr.to(torch.float32).T @ h_NG
 
 
+def sum_windows(
+    config: Config,
+    rollout: Rollout,
+    u_Nr: Tensor,
+    v_Nr: Tensor,
+    windows: Windows,
+    sign_LrMG: Tensor,
+    real_G: Tensor,
+    decoder: tuple[Tensor, Tensor],
+) -> tuple[Tensor, ...]:
+    """Over the windows of a tile, some side by side: Σ h q̂ᵀ over their steps and, by feedback, U's Σ δ pᵀ (--trains both, else 0), each
+    float32 (N, r); their losses, how many windows count, and how many there are: real_G bool (G,) says which are no padding."""
+    device = real_G.device
+    sum_Nr, sum_u_Nr = (torch.zeros(u_Nr.shape, device=device) for _ in range(2))
+    totals_3, at_once = torch.zeros(3, dtype=torch.float64, device=device), groups_at_once(config, device.type)
+    # A single step from the zero state is none that V has a part in.
+    start = len(real_G) // config.sequence_length if config.window == 1 else 0
+    for first in range(start, len(real_G), at_once):
+        some, here = windows.groups(first, at_once), slice(first, first + at_once)
+        q_LrG, loss_G = probe(config, rollout, u_Nr, v_Nr, some, sign_LrMG[..., here], decoder)
+        counts_G = real_G[here] & q_LrG.isfinite().all(dim=1).all(dim=0) & loss_G.isfinite()
+        h_LNG = some.state_LNG.to(torch.float32).masked_fill(~counts_G, 0)
+        sum_Nr += torch.einsum("lng,lrg->nr", h_LNG, q_LrG.to(torch.float32).masked_fill(~counts_G, 0))
+        if config.trains == "both":
+            delta_NG, p_rG = feedback(rollout, v_Nr, some, decoder)
+            sum_u_Nr += delta_NG.masked_fill(~counts_G, 0) @ p_rG.masked_fill(~counts_G, 0).T
+        loss = loss_G.masked_fill(~counts_G, 0).sum()
+        totals_3 += torch.stack((loss, counts_G.sum(), real_G[here].sum()))
+    return sum_Nr, sum_u_Nr, *totals_3
+
+
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
@@ -213,11 +239,13 @@ class Training(TruncatedTraining):
     def __init__(self, config: Config, problem: Problem, embeddings, workers: Workers):
         super().__init__(config, problem, embeddings, workers)
         self.signs = Training.signs_of(config)
-        self.raw = config.fitness_shaping == "raw"
-        self.rest_size = self.u_Nr.numel() if config.trains == "both" else 0
 
     def learning(self) -> dict[str, Tensor]:
         return {"v": self.v_Nr, "u": self.u_Nr} if self.config.trains == "both" else {"v": self.v_Nr}
+
+    @staticmethod
+    def rest_size(config: Config) -> int:
+        return config.hidden_size * config.rank if config.trains == "both" else 0
 
     @staticmethod
     def signs_of(config: Config) -> ActivitySigns:
@@ -239,23 +267,12 @@ class Training(TruncatedTraining):
             tile * sequences + torch.arange(sequences, device=device)
         )
         sign_LrMG, real_G = self.signs.draw(iteration, ids_WB.flatten()), real_B.repeat(count)
-        sum_Nr, totals_3 = torch.zeros_like(self.v_Nr), torch.zeros(3, dtype=torch.float64, device=device)
-        at_once, sum_u_Nr = groups_at_once(config, device.type), torch.zeros_like(self.u_Nr)
-        for first in range(first_group(config, sequences), count * sequences, at_once):
-            some = windows.groups(first, at_once)
-            here = slice(first, first + at_once)
-            q_LrG, loss_G = probe(config, self.rollout, u_Nr, v_Nr, some, sign_LrMG[..., here], decoder)
-            counts_G = real_G[here] & q_LrG.isfinite().all(dim=1).all(dim=0) & loss_G.isfinite()
-            h_LNG = some.state_LNG.to(torch.float32).masked_fill(~counts_G, 0)
-            q_LrG = q_LrG.to(torch.float32).masked_fill(~counts_G, 0)
-            sum_Nr += torch.einsum("lng,lrg->nr", h_LNG, q_LrG)
-            if config.trains == "both":
-                delta_NG, p_rG = feedback(self.rollout, v_Nr, some, decoder)
-                sum_u_Nr += delta_NG.masked_fill(~counts_G, 0) @ p_rG.masked_fill(~counts_G, 0).T
-            loss = loss_G.masked_fill(~counts_G, 0).sum()
-            totals_3 += torch.stack((loss / self.scale, counts_G.sum(), real_G[here].sum()))
+        sum_Nr, sum_u_Nr, loss, counting, real = sum_windows(
+            config, self.rollout, u_Nr, v_Nr, windows, sign_LrMG, real_G, decoder
+        )
         rest = sum_u_Nr.flatten() / self.scale if config.trains == "both" else None
-        return TilePart(sum_Nr / self.scale if self.raw else sum_Nr, *totals_3, rest=rest)
+        raw = config.fitness_shaping == "raw"
+        return TilePart(sum_Nr / self.scale if raw else sum_Nr, loss / self.scale, counting, real, rest=rest)
 
     def other_gradients(self, rest: Tensor) -> dict[str, tuple[Tensor, float]]:
         return {"u": (rest.view_as(self.u_Nr), self.config.u_rate_ratio)} if self.config.trains == "both" else {}
@@ -293,10 +310,10 @@ class Training(TruncatedTraining):
             started = time.perf_counter()
             windows = cut(rollout, u_Nr, v_Nr, rollout.drive(z_TEB), z_TEB, config.window)
             sign_LrMG = Training.signs_of(config).draw(1, torch.arange(groups, device=workers.device))
-            for first in range(first_group(config, sequences), groups, at_once):
-                some, signs = windows.groups(first, at_once), sign_LrMG[..., first : first + at_once]
-                q_LrG, _ = probe(config, rollout, u_Nr, v_Nr, some, signs, decoder)
-                torch.einsum("lng,lrg->nr", some.state_LNG, q_LrG.to(rollout.dtype)).sum().item()
+            real_G = torch.ones(groups, dtype=torch.bool, device=workers.device)
+            sum_windows(config, rollout, u_Nr, v_Nr, windows, sign_LrMG, real_G, decoder)[
+                0
+            ].sum().item()  # on a GPU: wait for it
             seconds.append(time.perf_counter() - started)
         return [
             f"{config.probes} probes in {config.window * config.rank:,} dimensions, {config.batch_size:,} sequences: cosine of at most "

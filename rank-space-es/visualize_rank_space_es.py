@@ -32,11 +32,7 @@ from common.figures import (
     style,
 )
 from common.results import read_result
-from common.results_figures import HALO
-from common.results_figures import _curve as curve_of
-from common.results_figures import _curve_limits as curve_limits
-from common.results_figures import _draw_curves as draw_curves
-from common.results_figures import _time_ticks as time_ticks
+from common.results_figures import HALO, curve_limits, curve_of, draw_curves, time_ticks
 from common.run_figures import SHAPES, adapter_spectra, prediction_vs_target
 from common.truncated_figures import comparable, cosine_to_gradient, machine_of, read_results, training_curves
 
@@ -47,7 +43,7 @@ SETTINGS = ("hidden_size", "rank", "sequence_length", "batch_size", "window", "p
 FLOOR, BACKPROPAGATION = "reservoir-readout-only", "moving-mnist-bptt-baseline"
 METHODS = {  # (slug, preset): name, colour and dashes of its line
     (HERE.name, "laptop"): ("rank-space ES", VERMILION, ()),
-    (HERE.name, "both"): ("rank-space ES, U by feedback", VERMILION, (4, 1.6)),
+    (HERE.name, "both"): ("rank-space ES with U by feedback", VERMILION, (4, 1.6)),
     ("truncated-es", "laptop"): ("truncated ES", PURPLE, ()),
     ("moving-mnist-es-reservoir", "laptop"): ("ES on whole sequences", SKY, ()),
     ("moving-mnist-es-reservoir", "long"): ("ES on whole sequences, long", SKY, (4, 1.6)),

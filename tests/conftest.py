@@ -5,6 +5,7 @@ three seconds, most of them spent importing torch), or by torchrun (`torchrun`).
 """
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import io
@@ -23,6 +24,7 @@ import torch
 
 from common.dist import Workers
 from common.files import write_json
+from common.problem import Embeddings
 from common.run import environment, source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,9 +42,9 @@ LONG = {"iterations": 120, "evaluate_every": 5, "checkpoint_every": 10}  # a sec
 TIMES = {"rollouts_per_s", "wallclock_s"}
 
 
-def flags(**changes) -> list[str]:
-    """The tiny configuration as command line flags: flags(own_data=True, rank=3). None leaves a flag out."""
-    settings = {**SMALL, **{name.replace("_", "-"): value for name, value in changes.items()}}
+def flags_of(small: dict, **changes) -> list[str]:
+    """A configuration as command line flags: flags_of(SMALL, own_data=True, rank=3). None leaves a flag out."""
+    settings = {**small, **{name.replace("_", "-"): value for name, value in changes.items()}}
     words = []
     for name, value in settings.items():
         if value is True:
@@ -50,6 +52,56 @@ def flags(**changes) -> list[str]:
         elif value is not None and value is not False:
             words += [f"--{name}", str(value)]
     return words
+
+
+flags = functools.partial(flags_of, SMALL)
+
+
+# --- An experiment in this process: of a test file that has SCRIPT, its path, and `flags`, its tiny configuration ------
+
+
+@pytest.fixture(scope="module")
+def experiment(request):
+    """SCRIPT as a module."""
+    path = request.module.SCRIPT
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(experiment, request, tmp_path):
+    """run(name, **changes) → folder of a finished run."""
+
+    def call(name, *more, **changes):
+        threads = torch.get_num_threads()
+        try:
+            assert experiment.main([*request.module.flags(**changes), "--run-dir", str(tmp_path / name), *more]) == 0
+        finally:
+            torch.set_num_threads(threads)
+        return tmp_path / name
+
+    return call
+
+
+@pytest.fixture
+def training_of(experiment, request):
+    """training_of(**changes) → a Training, prepared, before its first iteration."""
+    with Workers(torch.device("cpu")) as workers:
+
+        def build(**changes):
+            config, _ = experiment.parse_arguments(request.module.flags(**changes))
+            digits = config.load_digits()
+            problem = config.problem(digits)
+            embeddings = Embeddings(problem, digits, config.train_sequences, workers)
+            embeddings.prepare(workers)
+            training = experiment.Training(config, problem, embeddings, workers)
+            assert training.prepare(progress=False)
+            return training
+
+        yield build
 
 
 # --- What was tested, for docs/stability.md ---------------------------------------------------------------------------

@@ -1,19 +1,16 @@
 """The ceiling: its gradient against autograd's, its forward pass against that of the evolution strategies, its exactness."""
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import signal
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_run, results
+from conftest import ROOT, assert_same_run, flags_of, results
 
 from common import es
-from common.dist import Workers
 from common.evaluation import inputs_and_targets
-from common.problem import Embeddings
 from common.reservoir import draw_reservoir, rollout_reference
 from common.rollout import Rollout
 
@@ -26,48 +23,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def flags(**changes) -> list[str]:
-    settings = {**SMALL, **{name.replace("_", "-"): value for name, value in changes.items()}}
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="module")
-def bptt():
-    specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[SCRIPT.stem] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(bptt, tmp_path):
-    """run(name, **changes) → folder of a finished run, made in this process."""
-
-    def call(name, *more, **changes):
-        threads = torch.get_num_threads()
-        try:
-            assert bptt.main([*flags(**changes), "--run-dir", str(tmp_path / name), *more]) == 0
-        finally:
-            torch.set_num_threads(threads)
-        return tmp_path / name
-
-    return call
-
-
-@pytest.fixture
-def training_of(bptt):
-    with Workers(torch.device("cpu")) as workers:
-
-        def build(**changes):
-            config, _ = bptt.parse_arguments(flags(**changes))
-            digits = config.load_digits()
-            problem = config.problem(digits)
-            embeddings = Embeddings(problem, digits, config.train_sequences, workers)
-            embeddings.prepare(workers)
-            return bptt.Training(config, problem, embeddings, workers)
-
-        yield build
+flags = functools.partial(flags_of, SMALL)
 
 
 # --- The gradient ----------------------------------------------------------------------------------------------------
@@ -75,14 +31,14 @@ def training_of(bptt):
 
 @pytest.mark.parametrize("topology", ["fixed-in-degree", "erdos-renyi"])
 @pytest.mark.parametrize("size", [40, 90], ids=["dense", "gather"])
-def test_the_adjoint_by_hand_is_the_gradient_that_autograd_finds(bptt, topology, size):
+def test_the_adjoint_by_hand_is_the_gradient_that_autograd_finds(experiment, topology, size):
     generator = torch.Generator().manual_seed(0)
     reservoir = draw_reservoir(size, 4, 0, topology=topology)
     rollout = Rollout(reservoir, 0.4, 1.0, dtype=torch.float64)
     u, v = (torch.randn(size, 3, dtype=torch.float64, generator=generator) * 0.3 for _ in range(2))
     z = torch.randn(6, 128, 5, dtype=torch.float64, generator=generator)
     weight = torch.randn(6, size, 5, dtype=torch.float64, generator=generator)  # some dL/dh_t along the decoder
-    core = bptt.ReservoirCore(rollout, u, v, "all")
+    core = experiment.ReservoirCore(rollout, u, v, "all")
     core.leak_logit.data = core.leak_logit.data.double()
     got = torch.autograd.grad((core(z) * weight).sum(), core.parameters)
 
@@ -161,9 +117,9 @@ def test_without_noise_a_member_of_the_population_has_the_loss_of_the_forward_pa
 
 
 @pytest.mark.parametrize("changes", [{}, {"trains": "v"}, {"trains": "all"}, {"core": "gru"}], ids=str)
-def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(bptt, run, tmp_path, monkeypatch, changes):
+def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch, changes):
     whole = run("whole", **changes)
-    iterate = bptt.Training.iterate
+    iterate = experiment.Training.iterate
 
     def interrupt_the_third(training):
         line = iterate(training)
@@ -171,8 +127,8 @@ def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(bptt, run, tmp_path, m
             signal.raise_signal(signal.SIGINT)
         return line
 
-    monkeypatch.setattr(bptt.Training, "iterate", interrupt_the_third)
-    assert bptt.main([*flags(**changes), "--run-dir", str(tmp_path / "stopped")]) == 130
+    monkeypatch.setattr(experiment.Training, "iterate", interrupt_the_third)
+    assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / "stopped")]) == 130
     monkeypatch.undo()
     assert_same_run(run("stopped", "--resume", **changes), whole)
 
@@ -210,8 +166,11 @@ def test_bptt_makes_the_core_better_and_its_control_does_not(run):
     assert got["role"] == "ceiling"
 
 
-def test_other_bars_are_references(bptt):
-    roles = [bptt.Training.role(bptt.parse_arguments(words)[0]) for words in ([], ["--trains", "v"], ["--core", "gru"])]
+def test_other_bars_are_references(experiment):
+    roles = [
+        experiment.Training.role(experiment.parse_arguments(words)[0])
+        for words in ([], ["--trains", "v"], ["--core", "gru"])
+    ]
     assert roles == ["ceiling", "reference", "reference"]
 
 
@@ -230,7 +189,7 @@ def test_a_model_without_common_rollout_is_scored_alike(training_of):
         (["--trains", "w"], "--trains"),
     ],
 )
-def test_bad_input(bptt, words, said):
+def test_bad_input(experiment, words, said):
     with pytest.raises(Exception, match=said) as caught:
-        bptt.parse_arguments([*flags(), *words])
+        experiment.parse_arguments([*flags(), *words])
     assert type(caught.value).__name__ == "BadInput"

@@ -1,18 +1,16 @@
 """The experiment in rank space: its step against a float64 estimate put together by hand, its exactness, that it learns."""
 
-import importlib.util
+import functools
 import json
 import math
 import signal
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_run, results
+from conftest import ROOT, assert_same_run, flags_of, results
 
-from common.dist import Workers
 from common.laws import inflated_cosine
-from common.problem import Embeddings, ProblemSettings
+from common.problem import ProblemSettings
 from common.run import RunSettings
 from common.truncated import TruncatedSettings
 
@@ -25,51 +23,19 @@ SMALL = {
 }  # fmt: skip
 
 
-def flags(**changes) -> list[str]:
-    settings = {**SMALL, **{name.replace("_", "-"): value for name, value in changes.items()}}
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[SCRIPT.stem] = module
-    specification.loader.exec_module(module)
-    return module
+flags = functools.partial(flags_of, SMALL)
 
 
 @pytest.fixture
-def run(experiment, tmp_path):
-    """run(name, **changes) → folder of a finished run, made in this process."""
+def training_of(training_of):
+    """As of conftest, with a V that is not zero."""
 
-    def call(name, *more, **changes):
-        threads = torch.get_num_threads()
-        try:
-            assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / name), *more]) == 0
-        finally:
-            torch.set_num_threads(threads)
-        return tmp_path / name
+    def build(**changes):
+        training = training_of(**changes)
+        training.v_Nr.copy_(torch.randn(48, 2, generator=torch.Generator().manual_seed(0)) * 0.1)
+        return training
 
-    return call
-
-
-@pytest.fixture
-def training_of(experiment):
-    with Workers(torch.device("cpu")) as workers:
-
-        def build(**changes):
-            config, _ = experiment.parse_arguments(flags(**changes))
-            digits = config.load_digits()
-            problem = config.problem(digits)
-            embeddings = Embeddings(problem, digits, config.train_sequences, workers)
-            embeddings.prepare(workers)
-            training = experiment.Training(config, problem, embeddings, workers)
-            assert training.prepare(progress=False)
-            training.v_Nr.copy_(torch.randn(48, 2, generator=torch.Generator().manual_seed(0)) * 0.1)
-            return training
-
-        yield build
+    return build
 
 
 # --- The estimate ----------------------------------------------------------------------------------------------------

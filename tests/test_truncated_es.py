@@ -1,6 +1,6 @@
 """The experiment with truncated members: its step against a float64 estimate put together by hand, its exactness, that it learns."""
 
-import importlib.util
+import functools
 import json
 import math
 import signal
@@ -8,11 +8,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_run, results
+from conftest import ROOT, assert_same_run, flags_of, results
 
-from common.dist import Workers
 from common.laws import grouped_cosine
-from common.problem import Embeddings, ProblemSettings
+from common.problem import ProblemSettings
 from common.run import RunSettings
 from common.supervised import DecoderTrainingSettings
 
@@ -25,50 +24,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def flags(**changes) -> list[str]:
-    settings = {**SMALL, **{name.replace("_", "-"): value for name, value in changes.items()}}
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[SCRIPT.stem] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(experiment, tmp_path):
-    """run(name, **changes) → folder of a finished run, made in this process."""
-
-    def call(name, *more, **changes):
-        threads = torch.get_num_threads()
-        try:
-            assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / name), *more]) == 0
-        finally:
-            torch.set_num_threads(threads)
-        return tmp_path / name
-
-    return call
-
-
-@pytest.fixture
-def training_of(experiment):
-    with Workers(torch.device("cpu")) as workers:
-
-        def build(**changes):
-            config, _ = experiment.parse_arguments(flags(**changes))
-            digits = config.load_digits()
-            problem = config.problem(digits)
-            embeddings = Embeddings(problem, digits, config.train_sequences, workers)
-            embeddings.prepare(workers)
-            training = experiment.Training(config, problem, embeddings, workers)
-            assert training.prepare(progress=False)
-            return training
-
-        yield build
+flags = functools.partial(flags_of, SMALL)
 
 
 # --- The estimate ----------------------------------------------------------------------------------------------------

@@ -439,7 +439,7 @@ def test_errors_by_cost_are_the_histories_of_all_methods(draw, tmp_path):
         expected = [([unit * (i + 1), 2 * unit * (i + 1)], scores[m][1:]) for i, m in enumerate(METHODS)]
         assert drawn_lines(axes) == sorted(expected) and axes.get_xscale() == "log"
     assert labels_right(seconds) == {
-        "rank-space ES 0.6000", "rank-space ES, U by feedback (dashed) 0.5900", "truncated ES 0.5800",
+        "rank-space ES 0.6000", "rank-space ES with U by feedback (dashed) 0.5900", "truncated ES 0.5800",
         "ES on whole sequences 0.5700", "ES on whole sequences, long (dashed) 0.5600", "BPTT on U and V 0.5500",
         "BPTT on V (dashed) 0.5400", "BPTT on U and V, Muon 0.5300",
     }  # fmt: skip
