@@ -27,6 +27,11 @@ from common.rollout import SharedAdapter
 KINDS = ("orthogonal", "independent")
 
 
+def full_set(dimensions: int) -> int:
+    """How many orthogonal probes there are: the least power of two that is no less than the dimensions."""
+    return 1 << (dimensions - 1).bit_length()
+
+
 @lru_cache
 def hadamard_rows(members: int, dimensions: int) -> Tensor:
     """First M rows and D columns of the Hadamard matrix of the least power of two that has them, float32 ±1 (M, D): Sylvester's.
@@ -101,3 +106,16 @@ def activity_gradients(sign_LrMG: Tensor, credit_LMG: Tensor, sigma: float) -> T
     """q̂ (L, r, G): 1/(σ M) Σ_m ξ_m times what it is credited with."""
     members = sign_LrMG.shape[2]
     return (sign_LrMG * credit_LMG[:, None].to(sign_LrMG.dtype)).sum(dim=2) / (sigma * members)
+
+
+def probed_readout(seed: int, iteration: int, weight_EN: Tensor, probes: int) -> Tensor:
+    """An estimate of Wout, float32 (E, N), from M forward passes through the readout alone: no weight is read but by what it makes of activity.
+
+    1/M Σ_m (Wout ξ_m) ξ_mᵀ for M rows of a Hadamard matrix with random column signs: what a unit's activity does to each output, as the
+    unit itself could learn it from noise (weight mirrors: Akrout et al., arXiv:1904.05391; from node perturbation: Lansdell, Prakash, Kording,
+    arXiv:1906.00889). Unbiased; exact but for rounding where M is the least power of two ≥ N, for a readout is linear."""
+    size = weight_EN.shape[1]
+    sign_1N = signs(seed, Purpose.FEEDBACK, (torch.zeros(1, dtype=torch.int64), iteration), size, weight_EN.device)
+    probe_MN = hadamard_rows(probes, size).to(weight_EN.device) * sign_1N
+    response_EM = weight_EN @ probe_MN.T
+    return (response_EM @ probe_MN).div_(probes)

@@ -175,7 +175,7 @@ def check_presets(root: Path, slug: str) -> list[str]:
         results = [r for r in load_results(root) if r["stub"] == slug]
     except BadInput:
         return []  # said by check_results
-    answers = _ask(root, slug, [["--preset", r["preset"], "--seed", str(r["seed"])] for r in results])
+    answers = ask(root, slug, [["--preset", r["preset"], "--seed", str(r["seed"])] for r in results])
     problems = []
     for result, (refusal, config) in zip(results, answers):
         changed = [refusal] if config is None else changed_settings(result["config"], config)
@@ -202,7 +202,7 @@ print(json.dumps(answers))
 """
 
 
-def _ask(root: Path, slug: str, commands: list[list[str]]) -> list[tuple[str, dict | None]]:
+def ask(root: Path, slug: str, commands: list[list[str]]) -> list[tuple[str, dict | None]]:
     """(why refused or "", configuration or None) of a stub's `parse_arguments` for each list of arguments."""
     if not commands:
         return []
@@ -323,7 +323,7 @@ def check_commands(root: Path, readme: Path) -> list[str]:
     for script, uses in scripts.items():
         lines, arguments = zip(*uses)
         if script.stem == module_of(script.parent.name):
-            answers = [refusal for refusal, _ in _ask(root, script.parent.name, list(arguments))]
+            answers = [refusal for refusal, _ in ask(root, script.parent.name, list(arguments))]
         else:
             answers = [_unknown_to_help(root, [script], words) for words in arguments]
         problems += zip(lines, answers)

@@ -17,6 +17,7 @@ from common.ridge import NormalEquations
 from common.run import setting
 
 SCHEDULES = ("constant", "cosine")
+LONG_READ = 1025  # minibatches, after which a ridge decoder is solved every `refit` of them alone, for a thousand more
 DECODERS = ("adam", "ridge")
 
 
@@ -60,6 +61,14 @@ class Decoder:
     def predict(self, states_NTB: Tensor) -> Tensor:
         """ẑ of frames 2 … T+1 from the states that have read frames 1 … T: (N, T, B) → (T, 128, B)."""
         return self.linear(states_NTB.to(torch.float32).permute(1, 2, 0)).transpose(1, 2)
+
+    @torch.no_grad()
+    def take_over(self, state: dict) -> None:
+        """Begin with the weights of a readout of as many units or fewer, from its `state_dict`; of the other units they are 0."""
+        weight_EN, bias_E = state["linear"]["weight"], state["linear"]["bias"]
+        self.linear.weight.zero_()
+        self.linear.weight[:, : weight_EN.shape[1]] = weight_EN.to(self.linear.weight.device)
+        self.linear.bias.copy_(bias_E)
 
     def state_dict(self) -> dict:
         return {"linear": self.linear.state_dict()}
@@ -114,6 +123,21 @@ class RidgeDecoder(Decoder):
         self.penalty, self.memory, self.refit = penalty, memory, refit
         self.equations = NormalEquations(size, EMBEDDING, torch.float32, device)
         self.steps = 0
+
+    @torch.no_grad()
+    def take_over(self, state: dict) -> None:
+        """As of `Decoder.take_over`; and where the other is a ridge, too, what it has read. Where it is none, this one reads `refit`
+        minibatches before it solves for the first time: of fewer it would know less than it begins with."""
+        super().take_over(state)
+        if "equations" not in state:
+            self.steps = -(-LONG_READ // self.refit) * self.refit
+            return
+        gram_FF, cross_FE = self.equations.gram_FF, self.equations.cross_FE
+        units = len(state["equations"]["gram_FF"]) - 1
+        old_F = torch.tensor([*range(units), len(gram_FF) - 1], device=gram_FF.device)  # the last is the bias
+        gram_FF[old_F[:, None], old_F] = state["equations"]["gram_FF"].to(gram_FF)
+        cross_FE[old_F] = state["equations"]["cross_FE"].to(cross_FE)
+        self.steps = state["steps"]
 
     @torch.no_grad()
     def step(self, states_NTB: Tensor, target_TEB: Tensor, rate: float = 1.0) -> float:

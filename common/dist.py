@@ -73,6 +73,11 @@ def differences(theirs: dict, ours: dict, where: str) -> str:
     return ", ".join(f"{key} is {theirs.get(key)!r} {where}, {ours.get(key)!r} here" for key in keys)
 
 
+def cores() -> int:
+    """Of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Workers:
     """This rank's place among the ranks, and its thread pool.
 
@@ -104,9 +109,8 @@ class Workers:
         self.backend = backend if backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
         if self.backend == "nccl" and device.type != "cuda":
             raise BadInput("--backend nccl needs --device cuda; on a CPU choose gloo")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = threads or max(1, cores // ranks_here)
-        self.node_threads = max(self.threads, min(cores, self.threads * ranks_here))
+        self.threads = threads or max(1, cores() // ranks_here)
+        self.node_threads = max(self.threads, min(cores(), self.threads * ranks_here))
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":

@@ -1,7 +1,8 @@
 """How a model is scored: errors by target frame, a refitted ridge readout, and the predictors that know no reservoir.
 
-Every predictor is scored on the same targets, frames 2 … T+1, and on frame T+1 alone. Errors are mean squared errors over
-sequences and the 128 standardised dimensions, divided by `Embeddings.error_scale`.
+Every predictor is scored on the same targets, frames 2 … T+1, and on frame T+1 alone; and, in closed loop, on frames T+1 … T+H,
+where it has read frames 1 … T and goes on with its own predictions. Errors are mean squared errors over sequences and the 128
+standardised dimensions, divided by `Embeddings.error_scale`.
 """
 
 from collections.abc import Callable, Iterable
@@ -101,6 +102,23 @@ def score_predictions(
     return Score(total_T / (embeddings.sizes[split] * EMBEDDING * embeddings.error_scale))
 
 
+def closed_loop_errors(predict: Callable[[Tensor], Tensor], embeddings: Embeddings, workers: Workers) -> Tensor:
+    """Test MSE by horizon, float64 (H,): entry k − 1 is that of frame T+k. Tiles are shared among all ranks.
+
+    predict: frames 1 … T, float32 (T, 128, B), to predictions of frames T+1 … T+H, float32 (H, 128, B).
+    """
+    steps, tiles = embeddings.problem.sequence_length, sequence_tiles(embeddings.sizes["test"], TILE)
+
+    def evaluate(tile: int) -> Tensor:
+        index_B, valid = tiles[tile]
+        z_FEB = embeddings.longer.get("test", index_B).permute(1, 2, 0).contiguous()
+        error_HB = (predict(z_FEB[:steps]) - z_FEB[steps:]).square_().sum(dim=1)
+        return error_HB[:, :valid].to(torch.float64).sum(dim=1)
+
+    total_H = workers.run_tiles(evaluate, len(tiles), embeddings.horizon).sum(dim=0)
+    return total_H / (embeddings.sizes["test"] * EMBEDDING * embeddings.error_scale)
+
+
 # --- Ridge -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,45 +193,66 @@ def lagged(z_BFE: Tensor, order: int, before_E: Tensor) -> Tensor:
     return torch.cat([padded_EFB[:, order - 1 - lag :][:, :steps] for lag in range(order)]).flatten(1)
 
 
-def trivial_scores(embeddings: Embeddings) -> dict[str, dict[str, Score]]:
-    """{"validation", "test"} → {"mean", "copy_last", "ar1", "ar3"} → Score.
+def trivial_predictors(embeddings: Embeddings) -> dict[str, Tensor]:
+    """{"mean", "copy_last", "ar1", "ar3"} → weights, float64 (order · 128 + 1, 128), of the features `lagged` and, in the last row, of 1.
 
     Means and regressions are taken from the first TRIVIAL_SEQUENCES training sequences.
     """
-    count = min(TRIVIAL_SEQUENCES, embeddings.sizes["train"])
-    z = {
-        "train": embeddings.get("train", torch.arange(count)),
-        "validation": embeddings.get("validation", torch.arange(embeddings.sizes["validation"])),
-        "test": embeddings.get("test", torch.arange(embeddings.sizes["test"])),
-    }
-    z = {split: z_BFE.cpu() for split, z_BFE in z.items()}
-    target_EM = {split: z_BFE[:, 1:].permute(2, 1, 0).flatten(1).to(torch.float64) for split, z_BFE in z.items()}
-    steps = embeddings.problem.sequence_length
-
-    def score_of(prediction_EM: Tensor, split: str) -> Score:
-        error_TB = (prediction_EM - target_EM[split]).square().mean(dim=0).view(steps, -1)
-        return Score(error_TB.mean(dim=1) / embeddings.error_scale)
-
-    mean_E1 = target_EM["train"].mean(dim=1, keepdim=True)
-    scores = {
-        split: {"mean": score_of(mean_E1, split), "copy_last": score_of(lagged(z[split], 1, mean_E1[:, 0]), split)}
-        for split in SCORED
+    z_BFE = embeddings.get("train", torch.arange(min(TRIVIAL_SEQUENCES, embeddings.sizes["train"]))).cpu()
+    target_EM = z_BFE[:, 1:].permute(2, 1, 0).flatten(1).to(torch.float64)
+    mean_1E, none_EE = target_EM.mean(dim=1)[None], torch.zeros(EMBEDDING, EMBEDDING, dtype=torch.float64)
+    predictors = {
+        "mean": torch.cat((none_EE, mean_1E)),
+        "copy_last": torch.cat((torch.eye(EMBEDDING, dtype=torch.float64), none_EE[:1])),
     }
     for order in (1, 3):
-        features = {split: lagged(z_BFE, order, mean_E1[:, 0]) for split, z_BFE in z.items()}
-
-        def predicted_score(weights_FE: Tensor, split: str, features=features) -> Score:
-            return score_of(weights_FE[:-1].T @ features[split] + weights_FE[-1][:, None], split)
-
-        products = NormalEquations.products(features["train"], target_EM["train"])
-        weights_FE, _ = fit_ridge(
+        products = NormalEquations.products(lagged(z_BFE, order, mean_1E[0]), target_EM)
+        predictors[f"ar{order}"], _ = fit_ridge(
             [products],
-            lambda candidates, score=predicted_score: [score(w, "validation").mse for w in candidates],
+            lambda candidates: [score.mse for score in affine_scores(candidates, mean_1E[0], embeddings, "validation")],
             order * EMBEDDING,
         )
-        for split in SCORED:
-            scores[split][f"ar{order}"] = predicted_score(weights_FE, split)
-    return scores
+    return predictors
+
+
+def trivial_scores(embeddings: Embeddings, predictors: dict[str, Tensor]) -> dict[str, dict[str, Score]]:
+    """{"validation", "test"} → {name of a predictor → Score}; predictors: as of `trivial_predictors`."""
+    before_E = predictors["mean"][-1]
+    return {
+        split: {name: affine_scores([w], before_E, embeddings, split)[0] for name, w in predictors.items()}
+        for split in SCORED
+    }
+
+
+def affine_scores(candidates: list[Tensor], before_E: Tensor, embeddings: Embeddings, split: str) -> list[Score]:
+    """Scores of predictors of one order, given by weights as of `trivial_predictors`; before_E: what stands before frame 1."""
+    z_BFE = embeddings.get(split, torch.arange(embeddings.sizes[split])).cpu()
+    features_FM = lagged(z_BFE, len(candidates[0]) // EMBEDDING, before_E)
+    target_EM = z_BFE[:, 1:].permute(2, 1, 0).flatten(1).to(torch.float64)
+
+    def score_of(weights_FE: Tensor) -> Score:
+        prediction_EM = weights_FE[:-1].T @ features_FM + weights_FE[-1][:, None]
+        error_TB = (prediction_EM - target_EM).square().mean(dim=0).view(z_BFE.shape[1] - 1, -1)
+        return Score(error_TB.mean(dim=1) / embeddings.error_scale)
+
+    return [score_of(weights_FE) for weights_FE in candidates]
+
+
+def trivial_closed_loop_errors(embeddings: Embeddings, predictors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`closed_loop_errors` of the same predictors: {name → test MSE by horizon, float64 (H,)}. Runs on one rank."""
+    steps, before_E, errors = embeddings.problem.sequence_length, predictors["mean"][-1], {}
+    z_BFE = embeddings.longer.get("test", torch.arange(embeddings.sizes["test"])).cpu()
+    for name, weights_FE in predictors.items():
+        order = len(weights_FE) // EMBEDDING
+        last_BFE = z_BFE[:, max(steps - order, 0) : steps + 1]
+        features_FB = lagged(last_BFE, order, before_E)[:, -len(z_BFE) :]  # those of the last step
+        errors_H = []
+        for target_BE in z_BFE[:, steps:].unbind(dim=1):
+            prediction_EB = weights_FE[:-1].T @ features_FB + weights_FE[-1][:, None]
+            errors_H.append((prediction_EB.T - target_BE).square().mean())
+            features_FB = torch.cat((prediction_EB, features_FB[:-EMBEDDING]))
+        errors[name] = torch.stack(errors_H) / embeddings.error_scale
+    return errors
 
 
 def public_score(path: str, embeddings: Embeddings, predict: Callable[[Tensor], Tensor]) -> float:

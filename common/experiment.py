@@ -6,7 +6,9 @@ are so scored in the same way on the same problem, and every one of them can be 
 
 import dataclasses
 import io
+import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -20,8 +22,20 @@ from tqdm import tqdm
 from common.decoder import make_decoder
 from common.dist import Stopped, Workers, choose_device, differences
 from common.errors import BadInput, Fault, reason
-from common.evaluation import SCORED, Score, inputs_and_targets, public_score, ridge_scores, score, trivial_scores
-from common.figure_data import Showcase, figure_data
+from common.evaluation import (
+    SCORED,
+    Score,
+    closed_loop_errors,
+    inputs_and_targets,
+    public_score,
+    ridge_scores,
+    score,
+    trivial_closed_loop_errors,
+    trivial_predictors,
+    trivial_scores,
+)
+from common.figure_data import Showcase, figure_data, singular_values
+from common.leak import TrainedLeak
 from common.moving_mnist import load_public_test_set
 from common.philox import Purpose, integers, permutation
 from common.problem import Embeddings, Problem
@@ -31,7 +45,9 @@ from common.run import (
     RunFolder,
     bits_depend_on,
     environment,
+    fingerprint_of,
     identity_of,
+    load_checkpoint,
     parse_config,
     saved_config,
     sha256_of_tensors,
@@ -62,6 +78,9 @@ class Training:
         kernel = getattr(config, "kernel", "torch")
         self.rollout = Rollout(problem.reservoir(), config.leak, guard, workers.device, dtype, kernel)
         self.u_Nr, self.v_Nr = (factor.to(workers.device) for factor in self.start_adapter(config))
+        self.leak: TrainedLeak | None = None
+        if getattr(config, "train_leak", "no") != "no":
+            self.leak = TrainedLeak(self.rollout, config.train_leak, config.leak, config.leak_rate)
         self.decoder = make_decoder(config, config.hidden_size, workers.device)
         self.showcase = Showcase(embeddings)
         self.scale = embeddings.error_scale
@@ -71,6 +90,7 @@ class Training:
         self.best: dict | None = None  # with --patience: iteration, validation and parameters of the best score so far
         self.failed_in_a_row = 0  # iterations without a finite training loss
         self.begun_with: dict = {}  # code, torch and processor of the run's first start
+        self.begun_from: dict | None = None  # singular values (r,) of the adapter taken over from another run
         self.mixed = False  # whether it went on with others, so that its bits are not those of one uninterrupted run
 
     # What a stub gives
@@ -109,7 +129,11 @@ class Training:
 
     def trained_tensors(self) -> tuple[Tensor, ...]:
         """What theta_sha256 is the hash of: the adapter, or what a stub trains in its place."""
-        return self.u_Nr, self.v_Nr
+        return self.u_Nr, self.v_Nr, *self.trained_leak()
+
+    def trained_leak(self) -> tuple[Tensor, ...]:
+        """α (1, 1) or (N, 1), where it learns."""
+        return (self.leak.alpha_X1,) if self.leak else ()
 
     @staticmethod
     def role(config) -> str | None:
@@ -121,6 +145,10 @@ class Training:
         """States of the core as it is now, (T, 128, B) → (N, T, B)."""
         return self.rollout.states(self.u_Nr, self.v_Nr, self.rollout.drive(input_TEB))
 
+    def step(self, h_NB: Tensor, z_EB: Tensor) -> Tensor:
+        """The state of that core after one more input: (N, B), which stays as it is, and (128, B) → (N, B)."""
+        return self.rollout.step(self.u_Nr, self.v_Nr, h_NB, self.rollout.drive(z_EB))
+
     @property
     def starts_from_reservoir(self) -> bool:
         """Whether the core before training was the problem's reservoir: then the trained core is held against it."""
@@ -128,7 +156,7 @@ class Training:
 
     def core_is_frozen(self) -> bool:
         """Whether the core is still the problem's reservoir: then its ridge readout is fitted once."""
-        return not (self.u_Nr.any() and self.v_Nr.any())
+        return self.leak is None and not (self.u_Nr.any() and self.v_Nr.any())
 
     def control(self) -> Callable[[Tensor], Tensor] | None:
         """States of the control beside the trained core: an adapter of the same size and singular values whose directions
@@ -181,6 +209,21 @@ class Training:
         """ẑ of frames 2 … T+1, (T, 128, B) → (T, 128, B)."""
         return self.decoder.predict(self.states(input_TEB))
 
+    def predict_ahead(self, input_TEB: Tensor) -> Tensor:
+        """ẑ of frames T+1 … T+H in closed loop, (T, 128, B) → (H, 128, B): a prediction is read where its frame would be."""
+        h_NB = self.states(input_TEB)[:, -1]
+        prediction_1EB = self.decoder.predict(h_NB[:, None])
+        predictions = [prediction_1EB]
+        while len(predictions) < self.config.horizon:
+            h_NB = self.step(h_NB, prediction_1EB[0])
+            prediction_1EB = self.decoder.predict(h_NB[:, None])
+            predictions.append(prediction_1EB)
+        return torch.cat(predictions)
+
+    def closed_loop_errors(self) -> Tensor | None:
+        """Test MSE by horizon, float64 (H,), None without --horizon; every rank takes part and gets it."""
+        return closed_loop_errors(self.predict_ahead, self.embeddings, self.workers) if self.config.horizon else None
+
     def validate(self) -> None:
         """Score on the validation set, and remember the showcase predictions of this iteration for the GIF."""
         self.validation = self.score("validation").mse
@@ -188,10 +231,17 @@ class Training:
         if self.config.patience and (self.best is None or self.validation < self.best["validation"]):
             kept = [tensor.detach().clone() for tensor in self.parameters()]
             self.best = {"iteration": self.iteration, "validation": self.validation, "parameters": kept}
+            self.best["model"] = {name: tensor.detach().clone() for name, tensor in self.model().items()}
 
     def parameters(self) -> list[Tensor]:
         """All that predictions depend on and training changes: what early stopping keeps of the best iteration."""
-        return [self.u_Nr, self.v_Nr, self.decoder.linear.weight, self.decoder.linear.bias]
+        return [self.u_Nr, self.v_Nr, *self.trained_leak(), self.decoder.linear.weight, self.decoder.linear.bias]
+
+    def model(self) -> dict[str, Tensor]:
+        """The same by name, of an adapter: what another run can begin with."""
+        leak = {"logit": self.leak.logit_X1} if self.leak else {}
+        linear = self.decoder.linear
+        return {"u_Nr": self.u_Nr, "v_Nr": self.v_Nr, "weight": linear.weight, "bias": linear.bias, **leak}
 
     @property
     def finished(self) -> bool:
@@ -219,9 +269,11 @@ class Training:
             "failed_in_a_row": self.failed_in_a_row,
             "begun_with": self.begun_with,
             "mixed": self.mixed,
+            "begun_from": self.begun_from,
             "u_Nr": self.u_Nr,
             "v_Nr": self.v_Nr,
             "decoder": self.decoder.state_dict(),
+            **({"leak": self.leak.state_dict()} if self.leak else {}),
             "showcase": self.showcase.state_dict(),
             "seeds": {
                 name: getattr(self.config, name) for name in ("seed", "data_seed", "encoder_seed", "reservoir_seed")
@@ -229,13 +281,33 @@ class Training:
         }
 
     @torch.no_grad()
+    def take_over(self, state: dict) -> None:
+        """Begin with adapter, leak and readout as `load_start` has them, of as many units and columns or fewer; what is predicted stays as
+        it was there: of new columns U Vᵀ is 0, and new units are not heard (V is 0)."""
+        units, columns = state["u_Nr"].shape
+        u_Nr, v_Nr = (factor.to(self.u_Nr.device) for factor in self.start_adapter(self.config))
+        if u_Nr.any():
+            v_Nr[:, columns:] = 0
+        v_Nr[units:] = 0
+        for factor_Nr, start_Nr, name in ((self.u_Nr, u_Nr, "u_Nr"), (self.v_Nr, v_Nr, "v_Nr")):
+            factor_Nr.copy_(start_Nr)
+            factor_Nr[:units, :columns] = state[name].to(factor_Nr.device)
+        self.decoder.take_over(state["decoder"])
+        if self.leak and "leak" in state:
+            self.leak.take_over(state["leak"]["logit"])
+        self.begun_from = {"singular_values": singular_values(self.u_Nr, self.v_Nr)}
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.iteration, self.seconds, self.validation = state["iteration"], state["seconds"], state["validation"]
         self.best, self.failed_in_a_row = state["best"], state["failed_in_a_row"]
         self.begun_with, self.mixed = state["begun_with"], state["mixed"]
+        self.begun_from = state["begun_from"]
         self.u_Nr.copy_(state["u_Nr"])
         self.v_Nr.copy_(state["v_Nr"])
         self.decoder.load_state_dict(state["decoder"])
+        if self.leak:
+            self.leak.load_state_dict(state["leak"])
         self.showcase.load_state_dict(state["showcase"])
 
 
@@ -247,6 +319,13 @@ def parse(config_class: type, presets: dict[str, dict], argv: list[str] | None, 
     config, options = parse_config(config_class, presets, argv, description)
     if config.in_degree > config.hidden_size:
         raise BadInput(f"--in-degree must not exceed --hidden-size: {config.in_degree} > {config.hidden_size}")
+    if getattr(config, "train_leak", "yes") == "no" and config.leak_rate != type(config).leak_rate:
+        raise BadInput("--leak-rate is about a leak that learns: --train-leak scalar or per-unit")
+    if config.grown_from >= config.hidden_size or 0 < config.grown_from < config.in_degree:
+        raise BadInput(
+            f"--grown-from must be below --hidden-size and no less than --in-degree: {config.grown_from}, with "
+            f"{config.hidden_size} and {config.in_degree}"
+        )
     if config.dtype == "float16" and choose_device(config.device).type != "cuda":
         raise BadInput("--dtype float16 needs a CUDA device; on a CPU choose float32 or float64")
     return config, options
@@ -263,6 +342,10 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
         workers.require_equal(made_with, "does not run the same program")
         digits = workers.together(config.load_digits)
         problem = config.problem(digits)
+        # Of several nodes not all need to have counted a restart, and all have to ask for the same.
+        restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+        goes_on = options.resume or options.evaluate or restarted  # from its own checkpoint, if there is one
+        start = workers.from_main(lambda: load_start(config)) if config.start_from and not goes_on else None
         if options.dry_run:
             lines = training_class.costs(config, problem, workers)
             if workers.is_main:
@@ -274,8 +357,8 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
             workers.from_main(lambda: load_public_test_set(config.public_test_file).shape)
         if config.tensorboard:
             _summary_writer_class()
-        # No number depends on these, but all ranks have to meet at the same iterations.
-        meetings = {name: getattr(config, name, 0) for name in ("checkpoint_every", "measure_cosine_every")}
+        # No number depends on these, but all ranks have to meet at the same iterations, and over the same scores.
+        meetings = {name: getattr(config, name, 0) for name in ("checkpoint_every", "measure_cosine_every", "horizon")}
         workers.require_equal(meetings, "was started with another configuration")
         identity = {**identity_of(config), **training_class.derived(config, workers), "problem_id": problem.id}
         if options.evaluate:
@@ -283,12 +366,16 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
             state = workers.from_main(folder.load)
         else:
             folder, state = RunFolder.open(options.run_dir, identity, options.resume, options.overwrite, workers)
+        if state is None and start is None and config.start_from:  # a restart before anything was saved
+            start = workers.from_main(lambda: load_start(config))
         # Said after the last refusal of bad input, which is one line and nothing else.
         if workers.is_main and options.preset_from_auto:
             print(f"--preset auto: {options.preset}", file=sys.stderr)
-        embeddings = Embeddings(problem, digits, config.train_sequences, workers)
+        embeddings = Embeddings(problem, digits, config.train_sequences, workers, config.horizon)
         embeddings.prepare(workers)
         training = training_class(config, problem, embeddings, workers)
+        if state is None and start is not None:
+            training.take_over(start)
         if state is not None:
             try:
                 training.load_state_dict(state)
@@ -314,6 +401,69 @@ def launch(config, options, training_class: type[Training], stub_file: str) -> i
             raise Interrupted(stop.signal)
         finish(training, folder, options.preset, stub_file)
     return 0
+
+
+# Of which the core and its input are made; the seed and source of the digits, too, which calibrate the embedding.
+SAME_CORE = (
+    "in_degree", "topology", "weight_scale", "gain", "input_scale", "leak", "reservoir_seed", "encoder_seed", "standardise",
+    "data_seed", "digit_source",
+)  # fmt: skip
+
+
+def _has_adapter(get: Callable) -> bool:
+    """Of a configuration, by get(name, default): not a network of another kind, nor one of which more than the adapter learns."""
+    return get("core", "reservoir") == "reservoir" and get("trains", "adapter") != "all"
+
+
+def load_start(config) -> dict:
+    """The state of the run that --start-from names, of an adapter that does nothing without columns; where --patience has kept the best
+    parameters, those. Raises BadInput where it cannot be a beginning of this one."""
+    path, said = Path(config.start_from), f"--start-from {config.start_from}"
+    try:
+        saved = json.loads((path / "config.json").read_text())
+        units, grown_from = saved["hidden_size"], saved.get("grown_from", 0)
+        leak = saved.get("train_leak", "no")
+        adapters = [_has_adapter(saved.get), _has_adapter(lambda name, other: getattr(config, name, other))]
+        differing = [name for name in SAME_CORE if saved[name] != getattr(config, name)]
+    except FileNotFoundError:
+        raise BadInput(f"{said}: holds no run (config.json is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"{said}: its config.json is damaged or of something else") from None
+    if not all(adapters):
+        raise BadInput(f"{said}: only an adapter of the reservoir can be taken over, and only by one")
+    if differing:
+        raise BadInput(f"{said}: has another {', '.join('--' + name.replace('_', '-') for name in differing)}")
+    if units != config.hidden_size and units != config.grown_from:
+        raise BadInput(f"{said}: has {units:,} units, and this {config.hidden_size:,}: say --grown-from {units}")
+    if grown_from != (config.grown_from if units == config.hidden_size else 0):
+        raise BadInput(f"{said}: has another --grown-from: {grown_from}")
+    if leak != "no" and getattr(config, "train_leak", "no") not in (leak, "per-unit"):
+        raise BadInput(f"{said}: its leak has learned, {leak}: so must this one's (--train-leak)")
+    state = load_checkpoint(path / "checkpoint.pt")
+    if state["identity"] != fingerprint_of(saved):
+        raise BadInput(f"{said}: its checkpoint belongs to another run")
+    try:
+        if state["best"]:
+            best = state["best"]["model"]
+            state |= {name: best[name] for name in ("u_Nr", "v_Nr")} | {"leak": {"logit": best.get("logit")}}
+            state["decoder"]["linear"] = {name: best[name] for name in ("weight", "bias")}
+        columns, rank = state["u_Nr"].shape[1], getattr(config, "rank", 0)
+        does_nothing = not (state["u_Nr"].any() and state["v_Nr"].any())
+        needed = [state["decoder"]["linear"][name] for name in ("weight", "bias")]
+        needed += [state["leak"]["logit"]] if leak != "no" else []
+        if not all(isinstance(tensor, Tensor) for tensor in needed):
+            raise TypeError
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise BadInput(f"{said}: its checkpoint holds no adapter and readout") from None
+    if does_nothing:
+        state["u_Nr"], state["v_Nr"] = state["u_Nr"][:, :0], state["v_Nr"][:, :0]
+    elif not rank:
+        raise BadInput(f"{said}: has trained an adapter, which this experiment has none of")
+    elif columns > rank:
+        raise BadInput(f"{said}: its adapter has {columns} columns; --rank must be no less")
+    if leak == "no":
+        state.pop("leak", None)
+    return state
 
 
 def _remember_what_made_it(training: Training, made_with: dict) -> None:
@@ -428,7 +578,7 @@ def train(training: Training, folder: RunFolder) -> bool:
 
 def _print_score(training: Training) -> None:
     training.restore_best()
-    test, validation = training.score("test"), training.score("validation")
+    test, validation, ahead_H = training.score("test"), training.score("validation"), training.closed_loop_errors()
     if training.workers.is_main:
         iteration = training.best["iteration"] if training.best else training.iteration
         print(
@@ -437,24 +587,38 @@ def _print_score(training: Training) -> None:
         )
         if path := training.config.public_test_file:
             print(f"public test set, two digits: MSE {public_score(path, training.embeddings, training.predict):.4f}")
+        if ahead_H is not None:
+            print_closed_loop(_closed_loop(ahead_H, training.embeddings, trivial_predictors(training.embeddings)))
+
+
+def _closed_loop(ahead_H: Tensor, embeddings: Embeddings, predictors: dict[str, Tensor]) -> dict:
+    """What --horizon adds to results.json."""
+    trivial = trivial_closed_loop_errors(embeddings, predictors)
+    return {
+        "closed_loop_test_mse": ahead_H.tolist(),
+        "trivial_closed_loop_test_mse": {name: errors_H.tolist() for name, errors_H in trivial.items()},
+    }
 
 
 def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -> None:
     """Score the trained model, write figures.npz and results.json, print the headline."""
     training.restore_best()
-    test, validation = training.score("test"), training.score("validation")
+    test, validation, ahead_H = training.score("test"), training.score("validation"), training.closed_loop_errors()
     if training.workers.is_main:
         steps = tqdm(desc="scoring", unit="step", leave=False)
-        trivial = trivial_scores(training.embeddings)
+        predictors = trivial_predictors(training.embeddings)
+        trivial = trivial_scores(training.embeddings, predictors)
         steps.update()
         results = _results(training, test, validation, trivial, preset, stub_file, steps)
+        if ahead_H is not None:
+            results |= _closed_loop(ahead_H, training.embeddings, predictors)
         figures = figure_data(training, test, trivial["test"])
         radius = float(np.abs(figures["eigenvalues_frozen"]).max())
         if np.isfinite(radius):
             results["spectral_radius"] = radius
         steps.update()
         steps.close()
-        if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
+        if broken := [key for key, value in results.items() if not _is_finite(value)]:
             raise Fault(
                 f"{broken[0]} is not finite: {training.advice}; no result is written, the run is saved in {folder.path}"
             )
@@ -463,6 +627,13 @@ def finish(training: Training, folder: RunFolder, preset: str, stub_file: str) -
         folder.finish(buffer.getvalue(), results)
         print_headline(results, folder.path)
     training.workers.barrier()
+
+
+def _is_finite(value) -> bool:
+    """Whether a number, or all numbers in a list or table, are finite; what is none of these counts as such."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _results(
@@ -540,7 +711,18 @@ def print_headline(results: dict, folder: Path) -> None:
     print(f"\n{'test MSE (1 = predicts the mean)':34}  {f'frames 2–{last_frame}':>11}  {f'frame {last_frame}':>8}")
     for name, everywhere, last in rows:
         print(f"{name:34}  {everywhere:11.4f}" + (f"  {last:8.4f}" if last is not None else ""))
+    if "closed_loop_test_mse" in results:
+        print_closed_loop(results)
     print(
         f"seed {results['seed']}, {results['iterations']:,} iterations, {results['rollouts']:,} rollouts, "
         f"{duration(results['wallclock_s'])} of training; reproduces: {results['reproduces']}; saved in {folder}"
     )
+
+
+def print_closed_loop(results: dict) -> None:
+    """Test MSE by horizon, of the model and of the predictors that know no reservoir."""
+    columns = {TRIVIAL_NAMES[name]: errors for name, errors in results["trivial_closed_loop_test_mse"].items()}
+    columns["this model"] = results["closed_loop_test_mse"]
+    print(f"\n{'closed loop: frames ahead':34}" + "".join(f"{name:>13}" for name in columns))
+    for ahead, errors in enumerate(zip(*columns.values()), start=1):
+        print(f"{ahead:<34}" + "".join(f"{error:13.4f}" for error in errors))

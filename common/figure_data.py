@@ -51,12 +51,22 @@ class Showcase:
         self.iterations, self.planes = list(state["iterations"]), list(state["planes"])
 
 
+def singular_values(u_Nr: Tensor, v_Nr: Tensor) -> Tensor:
+    """Of U Vᵀ, float32 (r,) on the CPU; not numbers where the factors have diverged."""
+    if not (u_Nr.isfinite().all() and v_Nr.isfinite().all()):
+        return torch.full((u_Nr.shape[1],), torch.nan)
+    # Those of the two small triangular factors: Q_u R_u R_vᵀ Q_vᵀ.
+    return torch.linalg.svdvals(torch.linalg.qr(u_Nr.cpu()).R @ torch.linalg.qr(v_Nr.cpu()).R.T)
+
+
 @torch.no_grad()
 def figure_data(training, test: Score, trivial: dict[str, Score]) -> dict[str, np.ndarray]:
     """The arrays of figures.npz; names end in their axes (S showcase sequences, F frames, T steps, E dimensions, M units)."""
     show, embeddings = training.showcase, training.embeddings
     u_Nr, v_Nr = training.u_Nr.cpu(), training.v_Nr.cpu()
-    start_u_Nr, start_v_Nr = training.start_adapter(training.config)
+    start_r = singular_values(*training.start_adapter(training.config))
+    if training.begun_from:
+        start_r = training.begun_from["singular_values"]
     some = torch.arange(min(HIDDEN_SEQUENCES, embeddings.sizes["test"]))
     input_TEB, _ = inputs_and_targets(embeddings.get("test", some))
     states_NTB = training.states(input_TEB).to("cpu", torch.float32)
@@ -68,12 +78,6 @@ def figure_data(training, test: Score, trivial: dict[str, Score]) -> dict[str, n
     def embedding(z_TES: Tensor) -> np.ndarray:
         with np.errstate(over="ignore"):  # predictions of a run that diverged
             return z_TES.permute(2, 0, 1).cpu().numpy().astype(np.float16)
-
-    def singular_values(u_Nr: Tensor, v_Nr: Tensor) -> np.ndarray:
-        if not (u_Nr.isfinite().all() and v_Nr.isfinite().all()):
-            return np.full(u_Nr.shape[1], np.nan, dtype=np.float32)
-        # Those of U Vᵀ from the two small triangular factors: Q_u R_u R_vᵀ Q_vᵀ.
-        return torch.linalg.svdvals(torch.linalg.qr(u_Nr).R @ torch.linalg.qr(v_Nr).R.T).numpy()
 
     def eigenvalues(matrix_NN: Tensor) -> np.ndarray:
         # Where θ has diverged LAPACK may crash the process; and the time grows as N³, to half an hour at N = 10,000.
@@ -95,10 +99,11 @@ def figure_data(training, test: Score, trivial: dict[str, Score]) -> dict[str, n
         "trivial_mse_by_frame_kT": np.stack([s.by_frame_T.numpy().astype(np.float32) for s in trivial.values()]),
         "eigenvalues_frozen": frozen_N,
         "eigenvalues_trained": eigenvalues(weight_NN + change_NN) if change_NN.any() else frozen_N,
-        "singular_values_start": singular_values(start_u_Nr, start_v_Nr),
-        "singular_values_final": singular_values(u_Nr, v_Nr),
+        "singular_values_start": start_r.numpy(),
+        "singular_values_final": singular_values(u_Nr, v_Nr).numpy(),
         "hidden_TM": states_NTB[units, :, 0].T.numpy().astype(np.float16),
         "hidden_rms_T": states_NTB.square().mean(dim=(0, 2)).sqrt().numpy(),
         "hidden_histogram": histogram,
         "hidden_edges": edges.astype(np.float32),
+        **({"leak_A": training.leak.alpha_X1.detach().flatten().cpu().numpy()} if training.leak else {}),
     }

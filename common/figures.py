@@ -32,6 +32,7 @@ from PIL import Image
 
 from common.errors import BadInput, Parser, folder, reason
 from common.files import check_folder, write_atomically
+from common.results import CLOSED_LOOP, require_valid
 
 # The palette of Okabe and Ito (2008), which readers with any common colour vision can tell apart, and three greys.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -136,15 +137,17 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The arrays of an .npz named in `shapes`, checked.
 
     shapes: {name: one letter a dimension}, for instance {"target_STE": "STE"}. A letter stands for the same size in
-    every array of the file, a digit for that size; "+" behind either is one more. float16 comes back as float32.
+    every array of the file, a digit for that size; "+" behind either is one more; "?" before them says that a run may lack it. float16
+    comes back as float32.
     BadInput where the file, an array or a size is not as told, or a number is not finite.
     """
     arrays, known = {}, {str(digit): digit for digit in range(10)}
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in shapes if name not in archive.files]
-            if missing:
-                raise BadInput(f"{path}: lacks the array {missing[0]}")
+            if needed := [name for name in missing if not shapes[name].startswith("?")]:
+                raise BadInput(f"{path}: lacks the array {needed[0]}")
+            shapes = {name: letters.removeprefix("?") for name, letters in shapes.items() if name not in missing}
             arrays = {name: archive[name] for name in shapes}
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from None
@@ -216,6 +219,7 @@ def load_run(
             raise BadInput(f"{paths[0]}: config holds no valid {key}")
     if not _is_number(results.get("test_mse")):
         raise BadInput(f"{paths[0]}: holds no test_mse")
+    require_valid(paths[0], results, CLOSED_LOOP)
     history = read_history(paths[1])
     saved = SavedRun(results, history, read_arrays(paths[2], shapes))
     for key in needs:
@@ -543,6 +547,13 @@ def _write(path: Path, write: Callable[[Path], None]) -> Path:
 def save_png(figure: Figure, path: Path) -> Path:
     """Save at 150 dpi, atomically; the bytes do not name the matplotlib version."""
     return _write(path, lambda to: figure.savefig(to, format="png", dpi=DPI, metadata={"Software": None}))
+
+
+def save_figures(figures: Mapping[str, Figure | None], folder: Path) -> None:
+    """Save each as <name>.png in `folder`, and print where; None stands for a figure of what a run does not have."""
+    for name, figure in figures.items():
+        if figure is not None:
+            print(save_png(figure, folder / f"{name}.png"))
 
 
 def pixels(figure: Figure) -> np.ndarray:

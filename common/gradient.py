@@ -151,12 +151,18 @@ class GradientMeter:
     def __init__(self, rollout: Rollout, embeddings: Embeddings, workers: Workers, perturbs: str):
         self._rollout, self.embeddings, self.workers, self.perturbs = rollout, embeddings, workers, perturbs
 
-    @cached_property
+    @property
     def rollout(self) -> Rollout:
-        """The training's own; or where that runs in another dtype one in float32, made when it is first used."""
+        """The training's own; or where that runs in another dtype one in float32, made when it is first used, with the leak as it is now."""
         if self._rollout.dtype == torch.float32:
             return self._rollout
-        return Rollout(self.embeddings.problem.reservoir(), self._rollout.leak, 1.0, self._rollout.device)
+        leak = self._rollout.leak
+        self._in_float32.leak = leak.detach().to(torch.float32) if isinstance(leak, Tensor) else leak
+        return self._in_float32
+
+    @cached_property
+    def _in_float32(self) -> Rollout:
+        return Rollout(self.embeddings.problem.reservoir(), 0.5, 1.0, self._rollout.device)
 
     def sums(
         self, index_B: Tensor, u_Nr: Tensor, v_Nr: Tensor, decoder: tuple[Tensor, Tensor], window: int = 0

@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     INPUT_WEIGHTS = 22
     ENCODER = 23
     CONTROL = 24
+    FEEDBACK = 25
+    LEAK_NOISE = 26
 
 
 def philox_4x32(counter, key):

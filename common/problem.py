@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import uuid
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,16 +26,21 @@ from common.dist import Workers
 from common.encoder import CALIBRATION_FRAMES, CALIBRATION_SEQUENCES, CHANNELS, EMBEDDING, Encoder
 from common.errors import BadInput, reason
 from common.moving_mnist import MovingMNIST
-from common.reservoir import TOPOLOGIES, WEIGHT_SCALES, Reservoir, draw_reservoir
+from common.reservoir import TOPOLOGIES, WEIGHT_SCALES, Reservoir, draw_reservoir, grown
 from common.run import fingerprint_of, setting
 
 RULE_VERSION = 1  # raise it when data, encoder or reservoir draw change their numbers
 STANDARDISE = ("calibration", "none")
 MOST_SEED = 2**63 - 1
+MOST_AHEAD = 100  # frames, five times as many as the brief's sequences have
 CHUNK = 64  # sequences encoded at a time
 HELD_SHARE = 1 / 4  # of a GPU's memory for the training set's embeddings: 3 million sequences of 21 frames on an H200
-# The second problem, with α chosen freely: for a preset of each experiment. Chosen as the defaults below are.
+# Other problems, for presets of the same name. The second one has α chosen freely, as the defaults below are chosen; the others are
+# rungs of the brief's schedule, one change at a time.
 FREE_LEAK = dict(leak=1.0, gain=0.6, input_scale=0.03)
+TWO_DIGITS = dict(digits=2)
+FIFTY_FRAMES = dict(sequence_length=50)
+HUNDRED_FRAMES = dict(sequence_length=100)
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class ProblemSettings:
     """The part of every experiment's Config that says what is predicted, from what, by which frozen network.
 
     Gain, input scale and leak are those whose ridge readout is best on the validation set, α kept in the brief's range
-    (reservoir-readout-only/sweep_reservoir_readout_only.py). The last two fields are not part of the problem: how much
-    there is to train on, and one more thing to score.
+    (reservoir-readout-only/sweep_reservoir_readout_only.py). The last three fields are not part of the problem: how much
+    there is to train on, and two more things to score.
     """
 
     digits: int = setting(1, "digits in a sequence", choices=(1, 2))
@@ -55,6 +60,10 @@ class ProblemSettings:
         "calibration", "affine map behind the encoder; none: pooled features", choices=STANDARDISE
     )
     hidden_size: int = setting(2000, "N, units of the reservoir", least=2, most=100_000)
+    grown_from: int = setting(
+        0, "units, the first ones, that are those of a reservoir of this size and hear none of the others; 0: none",
+        least=0, most=100_000,
+    )  # fmt: skip
     in_degree: int = setting(50, "k, entries of a row of W0", least=1)
     topology: str = setting("fixed-in-degree", "how the entries of W0 are placed", choices=TOPOLOGIES)
     weight_scale: str = setting("std", "whether gain/√k is W0's standard deviation or variance", choices=WEIGHT_SCALES)
@@ -68,6 +77,10 @@ class ProblemSettings:
     test_sequences: int = setting(2000, "size of the test set", least=1, most=1_000_000)
     train_sequences: int = setting(10_000, "different training sequences", least=1, most=2**31 - 1)
     public_test_file: str | None = setting(None, "also score on this mnist_test_seq.npy", changes_result=False)
+    horizon: int = setting(
+        0, "H, also score predictions up to H frames ahead, made from predictions in place of frames; 0: do not",
+        least=0, most=MOST_AHEAD, changes_result=False,
+    )  # fmt: skip
 
     def load_digits(self) -> Digits:
         """Raises BadInput for digit files that are missing or damaged."""
@@ -93,6 +106,7 @@ class Problem:
     sequence_length: int
     standardise: str
     hidden_size: int
+    grown_from: int
     in_degree: int
     topology: str
     weight_scale: str
@@ -107,22 +121,29 @@ class Problem:
 
     @property
     def description(self) -> dict:
-        return {"rule_version": RULE_VERSION, **asdict(self)}
+        values = asdict(self)
+        if not self.grown_from:  # a reservoir that is drawn as a whole, as all are but those
+            del values["grown_from"]
+        return {"rule_version": RULE_VERSION, **values}
 
     @property
     def id(self) -> str:
         return fingerprint(self.description)
 
     def reservoir(self) -> Reservoir:
-        return draw_reservoir(
-            self.hidden_size,
-            self.in_degree,
-            self.reservoir_seed,
-            self.gain,
-            self.input_scale,
-            self.topology,
-            self.weight_scale,
-        )
+        def of_size(size: int) -> Reservoir:
+            return draw_reservoir(
+                size,
+                self.in_degree,
+                self.reservoir_seed,
+                self.gain,
+                self.input_scale,
+                self.topology,
+                self.weight_scale,
+            )
+
+        whole = of_size(self.hidden_size)
+        return grown(of_size(self.grown_from), whole) if self.grown_from else whole
 
 
 def errors_are_standardised(problem: "Problem | ProblemSettings") -> bool:
@@ -147,11 +168,14 @@ class Embeddings:
 
     Results live on the workers' device. On the CPU every split is read from the cache, which
     `prepare` fills; a GPU encodes them at the start and holds them, training sequences only if they fit (else on the fly).
+
+    horizon: H. Where it is not 0, `longer` holds, once `prepare` is done, the test set with frames 1 … T+H.
     """
 
-    def __init__(self, problem: Problem, digits: Digits, train_sequences: int, workers: Workers):
+    def __init__(self, problem: Problem, digits: Digits, train_sequences: int, workers: Workers, horizon: int = 0):
         self.data = MovingMNIST(digits, problem.digits, problem.sequence_length + 1, problem.data_seed)
         self.problem = problem
+        self.horizon, self.longer = horizon, None
         self.sizes = {
             "train": train_sequences,
             "validation": problem.validation_sequences,
@@ -195,6 +219,18 @@ class Embeddings:
         workers.together(lambda: self._prepare(progress=workers.is_main) if first else None)
         if not self.stored:
             self._prepare(progress=False)
+        if self.horizon:
+            self.longer = self._longer(workers)
+            self.longer.prepare(workers)
+
+    def _longer(self, workers: Workers) -> "Embeddings":
+        """The test set of a problem whose sequences are longer and which is else the same: sequences that begin with this one's,
+        from the same encoder."""
+        problem = replace(self.problem, sequence_length=self.problem.sequence_length + self.horizon - 1)
+        longer = Embeddings(problem, self.data.digits, 0, workers)
+        longer.sizes = {"test": self.sizes["test"]}
+        longer.encoder, longer.calibrated = self.encoder, self.calibrated
+        return longer
 
     def _prepare(self, progress: bool) -> None:
         # os.path: Path.exists raises for a name that is too long, of which `_write` complains.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from common.encoder import EMBEDDING
 from common.errors import BadInput
@@ -79,6 +80,25 @@ def draw_reservoir(
     value_Nk = gaussian(seed, Purpose.RESERVOIR_VALUE, (rows, 0), index_Nk.shape[1]) * std * present_Nk
     input_NE = gaussian(seed, Purpose.INPUT_WEIGHTS, (rows, 0), EMBEDDING) * input_scale
     return Reservoir(index_Nk, value_Nk, input_NE, torch.zeros(size))
+
+
+def grown(old: Reservoir, new: Reservoir) -> Reservoir:
+    """`new` with the units of `old` as its first: these hear one another as before and none of the others, which hear all.
+
+    Whatever state the others are in, the first are in that of `old`.
+    """
+    width = max(old.index_Nk.shape[1], new.index_Nk.shape[1])
+
+    def joined(old_NX: Tensor, new_NX: Tensor) -> Tensor:  # rows are padded by value 0 at column 0
+        both = (functional.pad(x_NX, (0, width - x_NX.shape[1])) for x_NX in (old_NX, new_NX[old.size :]))
+        return torch.cat(tuple(both))
+
+    return Reservoir(
+        joined(old.index_Nk, new.index_Nk),
+        joined(old.value_Nk, new.value_Nk),
+        torch.cat((old.input_NE, new.input_NE[old.size :])),
+        torch.cat((old.bias_N, new.bias_N[old.size :])),
+    )
 
 
 def _distinct_columns(rows_M: Tensor, size: int, in_degree: int, seed: int) -> Tensor:

@@ -59,7 +59,12 @@ def is_sha256(value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
+def _numbers(value) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_number, value))
+
+
 INTEGER, NUMBER, TEXT = ("an integer ≥ 0", _integer), ("a finite number ≥ 0", _number), ("a text", _text)
+NUMBERS = ("a list of finite numbers ≥ 0", _numbers)
 TABLE, SHA256 = ("an object", lambda value: isinstance(value, dict)), ("64 hexadecimal digits", is_sha256)
 SCHEMA_1 = {
     "schema": ("the integer 1", lambda value: _integer(value) and value == 1),
@@ -114,10 +119,17 @@ OPTIONAL = {
 for _table in ("trivial_test_mse", "trivial_validation_mse"):
     OPTIONAL |= {_table: TABLE, **{f"{_table}.{name}": TABLE for name in TRIVIAL}}
     OPTIONAL |= {f"{_table}.{name}.{part}": NUMBER for name in TRIVIAL for part in ("all", "last_frame")}
+CLOSED_LOOP = {
+    "closed_loop_test_mse": NUMBERS,
+    "trivial_closed_loop_test_mse": TABLE,
+    **{f"trivial_closed_loop_test_mse.{name}": NUMBERS for name in TRIVIAL},
+}
+OPTIONAL |= CLOSED_LOOP
 # Settings in which seeds of one row of RESULTS.md may differ: on none of the others does a number depend.
 OF_THE_MACHINE = {
     "seed", "device", "backend", "threads", "checkpoint_every", "measure_cosine_every", "tensorboard", "mnist_dir", "public_test_file",
     "rank_timeout",
+    "horizon",
 }  # fmt: skip
 ABSENT = object()  # no value at all, where null is one
 
@@ -143,13 +155,19 @@ def read_result(path: Path) -> dict:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(result, dict):
         raise BadInput(f"{path}: must be a JSON object")
-    for key, (expected, valid) in {**SCHEMA_1, **OPTIONAL}.items():
-        value = look_up(result, key)
-        if value is ABSENT and key not in OPTIONAL:
+    for key, (expected, _) in SCHEMA_1.items():
+        if look_up(result, key) is ABSENT:
             raise BadInput(f"{path}: key '{key}' is missing (must be {expected})")
+    require_valid(path, result, SCHEMA_1 | OPTIONAL)
+    return result
+
+
+def require_valid(path: Path, result: dict, schema: dict) -> None:
+    """Raises BadInput naming the file and the first key of `schema` whose value in `result` breaks it; a missing one does not."""
+    for key, (expected, valid) in schema.items():
+        value = look_up(result, key)
         if value is not ABSENT and not valid(value):
             raise BadInput(f"{path}: key '{key}' must be {expected}, is {json.dumps(value)[:60]}")
-    return result
 
 
 def run_name(result: dict) -> str:

@@ -402,7 +402,44 @@ def render(results: list[dict], root: Path | None = None) -> str:
     main, *others = problems
     sections = [HEADER, *(f"{line}\n" for line in _shown(main, main)), render_problem(main, root=root)]
     sections += [render_problem(results, main, _shown(results, main), root) for results in others]
+    sections += _memory(root) if root else []
     return "\n".join([*sections, HOW_TO_READ])
+
+
+MEMORY = "measurements/memory_by_length.json"  # in the folder of the experiment whose script measures it
+WAYS = {
+    "bptt": "a step of backpropagation through time",
+    "pair": "a pair of parameter-space ES",
+    "probes": "rank-space ES, in tiles of a few sequences",
+    "forward": "a forward pass",
+    "streamed": "a forward pass, its input formed step by step",
+}
+
+
+def _memory(root: Path) -> list[str]:
+    """The section about memory against T, where it has been measured. Raises BadInput for a file that is none of its script's."""
+    sections = []
+    for path in sorted(root.glob(f"*/{MEMORY}")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            peaks = {(row["method"], row["sequence_length"]): row["peak_bytes"] / 1e6 for row in content["rows"]}
+            lengths = sorted({length for _, length in peaks})
+            rows = [
+                [name, *(f"{peaks[way, length]:,.1f}" for length in lengths)]
+                for way, name in WAYS.items()
+                if all((way, length) in peaks for length in lengths)
+            ]
+            sizes, device = content["sizes"], content["environment"]["device_name"]
+            problem = f"N = {sizes['hidden_size']:,}, r = {sizes['rank']}, {sizes['batch_size']} sequences"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise BadInput(f"{path.relative_to(root).as_posix()}: is no measurement of memory against T") from None
+        sections += [
+            "## Memory against T\n",
+            _table(["peak memory, MB", *(f"T = {length}" for length in lengths)], rows) + "\n",
+            f"Of one minibatch ({problem}), above what was there before; one thread of {device}. How it is measured stands in "
+            f"[{path.parent.parent.name}]({path.parent.parent.name}/README.md), the numbers in [{path.name}]({path.relative_to(root).as_posix()}).\n",
+        ]
+    return sections
 
 
 # --- Figures of RESULTS.md -------------------------------------------------------------------------------------------

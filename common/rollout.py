@@ -239,7 +239,8 @@ class Captured:
 class Rollout:
     """A frozen reservoir ready to run on one device.
 
-    guard: a column fails once RMS(h) over units exceeds it, or is not a number. kernel: how a GPU runs a tile, see above.
+    guard: a column fails once RMS(h) over units exceeds it, or is not a number. kernel: how a GPU runs a tile, see above. leak: α; in
+    place of the number may be set a tensor (1, 1) or (N, 1), one that learns (common/leak.py), for the kernel "torch".
     """
 
     def __init__(
@@ -253,25 +254,30 @@ class Rollout:
     ):
         self.device, self.dtype, self.kernel = torch.device(device), dtype, kernel
         self.reservoir = reservoir.to(self.device, dtype)
-        self.size, self.leak = reservoir.size, leak
+        self.size = reservoir.size
+        self.leak: float | Tensor = leak
         self.guard, self.guard_square = guard, guard * guard  # which may be infinite; guard**2 raises
         sparse = self.device.type == "cpu" and reservoir.index_Nk.shape[1] < SPARSE_BELOW * self.size
         self.dense_NN = None if sparse else reservoir.dense().to(self.device, dtype)
         self.index_Nk = self.reservoir.index_Nk.to(torch.int32)  # half the bytes that a sparse product has to read
         self.captured: dict[tuple, Captured] = {}  # by kind of adapter and shapes
 
-    def steps_within_guard(self, rms: float) -> int:
-        """For how many more steps no state of at most this RMS can leave the guard: they need not be looked at.
+    def steps_within_guard(self, rms: float, fastest: float | None = None) -> int:
+        """For how many more steps no state of at most this RMS can leave the guard: they need not be looked at. fastest: the largest leak
+        of the members, where they have their own.
 
         |tanh| < 1, so RMS(h_t) ≤ (1 − α) RMS(h_{t−1}) + α: its distance to 1 shrinks by 1 − α a step at most. (A number that
         is not one shows in the error of its step as well.) On a GPU to ask would be to wait: there every step is looked at.
         """
         if self.device.type != "cpu":
             return 0
+        leak = fastest
+        if leak is None:
+            leak = float(self.leak.max()) if isinstance(self.leak, Tensor) else self.leak
         # Half a thousandth of the distance is kept for rounding.
-        steps, distance = 0, (1 - rms) * (1 - self.leak) * 0.9995
+        steps, distance = 0, (1 - rms) * (1 - leak) * 0.9995
         while distance >= 1 - self.guard and steps < MOST_UNGUARDED:
-            steps, distance = steps + 1, distance * (1 - self.leak)
+            steps, distance = steps + 1, distance * (1 - leak)
         return steps
 
     def drive(self, z_TEB: Tensor) -> Tensor:
@@ -300,11 +306,12 @@ class Rollout:
         counts_N = torch.bincount(index_Nk.flatten()[order_M], minlength=self.size)
         return order_M // index_Nk.shape[1], value_Nk.flatten()[order_M], counts_N.cumsum(0) - counts_N
 
-    def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int]):
+    def steps(self, adapter, drive_TNDSB: Tensor, columns: tuple[int, int, int], leak_XPS1: Tensor | None = None):
         """Yield (h_t, square) for t = 1 … T: the state (N, C), which the next step overwrites, and the mean of h² over units
         (C,) where the kernel has it at hand, else None.
 
         columns: (P, S, B) with C = P·S·B. drive_TNDSB (T, N, D, 1, B): D = 1 where all pairs see the same sequences, else P.
+        leak_XPS1: members' own leaks, X = 1 or N; kernel "torch" only.
         """
         adapter.prepare(columns)
         epilogue = self.kernel == "epilogue" and hasattr(adapter, "inner")
@@ -329,7 +336,11 @@ class Rollout:
                     x_NC = self.recurrent(h_NC)
                 adapter.add_to(x_NC, h_NC)
             x_NC.unflatten(1, columns).add_(drive_NDSB)
-            h_NC.lerp_(x_NC.tanh_(), self.leak)  # (1 − α) h + α tanh(·)
+            # (1 − α) h + α tanh(·)
+            if leak_XPS1 is None:
+                h_NC.lerp_(x_NC.tanh_(), self.leak)
+            else:
+                h_NC.unflatten(1, columns).lerp_(x_NC.tanh_().unflatten(1, columns), leak_XPS1)
             yield h_NC, None
 
     @torch.no_grad()
@@ -343,6 +354,7 @@ class Rollout:
         columns: tuple[int, int, int],
         end_early: bool = True,
         watch: Callable[[int, Tensor], object] | None = None,
+        leak_XPS1: Tensor | None = None,
     ) -> TileResult:
         """Run a tile and score its predictions; nothing but errors is kept.
 
@@ -350,10 +362,11 @@ class Rollout:
         end_early: on a CPU, stop once every column has failed; the errors of later steps are then zero and mean nothing.
         watch: called with (t − 1, h_t) after each step; h_t (N, C) is overwritten by the next. What the columns visit can so be
         had tile by tile (common/projection.py). Such a tile is never captured, nor run by the fused kernel, nor ended early.
+        leak_XPS1: as of `steps`.
         """
         given = (drive_TNDSB, target_TEDSB, weight_EN, bias_E)
         if self.kernel == "torch" or watch is not None:
-            return self._errors(adapter, *given, columns, end_early and watch is None, watch)
+            return self._errors(adapter, *given, columns, end_early and watch is None, watch, leak_XPS1)
         if self.kernel == "fused" and isinstance(adapter, RankOneAdapter):
             return self._fused_errors(adapter, *given, columns)
         inputs = [*(getattr(adapter, name) for name in adapter.inputs), *given]
@@ -391,15 +404,27 @@ class Rollout:
         return TileResult(error_TC.to(torch.float64), failed_C)
 
     def _errors(
-        self, adapter, drive_TNDSB, target_TEDSB, weight_EN, bias_E, columns, end_early=False, watch=None
+        self,
+        adapter,
+        drive_TNDSB,
+        target_TEDSB,
+        weight_EN,
+        bias_E,
+        columns,
+        end_early=False,
+        watch=None,
+        leak_XPS1=None,
     ) -> TileResult:
         steps, count = len(drive_TNDSB), columns[0] * columns[1] * columns[2]
         error_TC = torch.zeros(steps, count, dtype=torch.float64, device=self.device)
         failed_C = torch.zeros(count, dtype=torch.bool, device=self.device)
         weight_EN, bias_E1 = weight_EN.to(self.dtype), bias_E.to(self.dtype)[:, None]
         prediction_SEC = torch.empty(SCORED_AT_ONCE, len(bias_E), count, dtype=self.dtype, device=self.device)
-        unguarded = self.steps_within_guard(0.0)
-        for step, (h_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns)):
+        # To ask a GPU would be to wait for it, and nothing there is skipped.
+        asks = leak_XPS1 is not None and self.device.type == "cpu"
+        fastest = float(leak_XPS1.max()) if asks else None
+        unguarded = self.steps_within_guard(0.0, fastest)
+        for step, (h_NC, square_C) in enumerate(self.steps(adapter, drive_TNDSB, columns, leak_XPS1)):
             if watch is not None:
                 watch(step, h_NC)
             place = step % SCORED_AT_ONCE
@@ -411,7 +436,8 @@ class Rollout:
                     square_C = h_NC.square().mean(dim=0)
                 failed_C |= ~(square_C <= self.guard_square)  # negated, so that not a number fails too
                 if self.device.type == "cpu":
-                    unguarded = self.steps_within_guard(float(square_C.masked_fill_(failed_C, 0).max()) ** 0.5)
+                    rms = float(square_C.masked_fill_(failed_C, 0).max()) ** 0.5
+                    unguarded = self.steps_within_guard(rms, fastest)
             if place < SCORED_AT_ONCE - 1 and step < steps - 1:
                 continue
             first = step - place
@@ -432,3 +458,15 @@ class Rollout:
         for step, (h_NC, _) in enumerate(self.steps(adapter, drive_TNB[:, :, None, None], (1, 1, batch))):
             states_NTB[:, step] = h_NC
         return states_NTB
+
+    @torch.no_grad()
+    def step(
+        self, u_Nr: Tensor, v_Nr: Tensor, h_NB: Tensor, drive_NB: Tensor, leak: Tensor | float | None = None
+    ) -> Tensor:
+        """The state after one more step of the unperturbed parameters, a new (N, B): how `states` is continued from its last.
+
+        leak: in the place of this rollout's, where α was trained.
+        """
+        u_Nr, v_Nr = u_Nr.to(self.dtype), v_Nr.to(self.dtype)
+        x_NB = self.recurrent(h_NB).addmm_(u_Nr, v_Nr.T @ h_NB).add_(drive_NB)
+        return h_NB.lerp(x_NB.tanh_(), self.leak if leak is None else leak)

@@ -132,6 +132,10 @@ class RunSettings:
     patience: int = setting(
         0, "stop after so many scores in a row without a better one, and keep the best parameters; 0: never", least=0
     )
+    start_from: str | None = setting(
+        None,
+        "folder of a run whose adapter, leak and readout this one begins with; more units and columns may be added",
+    )
     tensorboard: bool = setting(False, "also write TensorBoard events into the run folder", changes_result=False)
 
 
@@ -223,7 +227,9 @@ def saved_config(path: Path, config):
         saved, hints = json.loads((path / "config.json").read_text()), typing.get_type_hints(type(config))
         for field in dataclasses.fields(config):
             kind = _without_none(hints[field.name])
-            if field.metadata["changes_result"] and not _is_allowed(saved[field.name], kind, field.metadata):
+            if not field.metadata["changes_result"] or (field.default is None and saved[field.name] is None):
+                continue
+            if not _is_allowed(saved[field.name], kind, field.metadata):
                 raise ValueError(field.name)
         return dataclasses.replace(config, **{name: saved[name] for name in identity_of(config)})
     except FileNotFoundError:

@@ -3,6 +3,8 @@
 What all of them share below this, style, reading and labels, is in figures.py.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +18,7 @@ from common.figures import (
     GREY,
     INK,
     PALE,
+    PREDICTORS,
     VERMILION,
     SavedRun,
     broken_axes,
@@ -44,6 +47,7 @@ SHAPES = {
     "eigenvalues_trained": "N",
     "singular_values_start": "r",
     "singular_values_final": "r",
+    "leak_A": "?A",
 }
 
 
@@ -173,24 +177,76 @@ def film_strip(axes: Axes, frames_FYX: np.ndarray, title: str) -> None:
 
 def error_by_frame(figure: Figure, grid, run: SavedRun) -> None:
     """Test MSE by target frame, trained model against trivial predictors, in the two rows of `grid`."""
-    ours = run.arrays["mse_by_frame_T"]
-    curves = zip(run.arrays["trivial_names"], run.arrays["trivial_mse_by_frame_kT"])
-    curves = [(predictor(name, mse.max()), mse) for name, mse in curves]
+    curves = dict(zip(run.arrays["trivial_names"], run.arrays["trivial_mse_by_frame_kT"]))
+    title = "Error by target frame, whole test set"
+    against_trivial(figure, grid, run.arrays["mse_by_frame_T"], curves, 2, "target frame", title)
+
+
+def closed_loop_error(run: SavedRun) -> Figure | None:
+    """Test MSE by horizon of predictions made from predictions, model against trivial predictors; None where a run has none."""
+    if "closed_loop_test_mse" not in run.results:
+        return None
+    ours = np.array(run.results["closed_loop_test_mse"], dtype=float)
+    trivial = run.results.get("trivial_closed_loop_test_mse", {})
+    title = f"In closed loop: test MSE {ours[0]:.3f} one frame ahead"
+    title += f", {ours[-1]:.3f} at {len(ours)} frames" if len(ours) > 1 else ""
+    figure = headed_figure(9, 5.4, title, describe(run.results))
+    curves = {name: np.array(trivial[name], dtype=float) for name in PREDICTORS if name in trivial}
+    grid = figure.add_gridspec(2, 1, height_ratios=[0.45, 1.9])
+    against_trivial(figure, grid, ours, curves, 1, "frames ahead of the last one that was read", "Whole test set")
+    return figure
+
+
+def against_trivial(
+    figure: Figure, grid, ours: np.ndarray, trivial: Mapping[str, np.ndarray], first: int, xlabel: str, title: str
+) -> None:
+    """Errors of a model and of trivial predictors over `first`, first + 1, …, in the two rows of `grid`."""
+    curves = [(predictor(name, mse.max()), mse) for name, mse in trivial.items()]
     near, far = near_and_far([line for line, _ in curves], float(ours.min()), float(ours.max()))
     beyond = [value for line, mse in curves if line in far for value in (mse.min(), mse.max())]
     axes, strip = broken_axes(figure, grid, 0, beyond)
-    frame = np.arange(2, len(ours) + 2)
     for line, mse in curves:
-        (strip if line in far else axes).plot(frame, mse, color=line.colour, lw=1.4, dashes=line.dashes)
-    axes.plot(frame, ours, color=VERMILION, lw=2.2, marker="o", ms=4, zorder=4)
+        where = np.arange(first, first + len(mse))
+        (strip if line in far else axes).plot(where, mse, color=line.colour, lw=1.4, dashes=line.dashes)
+    axes.plot(np.arange(first, first + len(ours)), ours, color=VERMILION, lw=2.2, marker="o", ms=4, zorder=4)
     inside = np.concatenate([ours, *(mse for line, mse in curves if line in near)])
-    axes.set(xlim=(1.8, len(ours) + 1.2), ylim=robust_limits(inside, share=1.0), xlabel="target frame", ylabel="MSE")
+    axes.set(xlim=(first - 0.2, first + len(ours) - 0.8), ylim=robust_limits(inside, share=1.0))
+    axes.set(xlabel=xlabel, ylabel="MSE")
     axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
-    (strip or axes).set_title("Error by target frame, whole test set")
+    (strip or axes).set_title(title)
     ends = [(float(mse[-1]), line.name, line.colour) for line, mse in curves if line in near]
     label_right(axes, [(float(ours[-1]), "this run", VERMILION), *ends])
     if strip:
         label_right(strip, [(float(mse[-1]), line.name, line.colour) for line, mse in curves if line in far])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What becomes of a leak that learns
+
+
+def leaks(run: SavedRun) -> Figure | None:
+    """α over the iterations, mean and range over units, and what the units have at the end; None where it did not learn."""
+    iteration, mean = run.column("leak_mean")
+    if "leak_A" not in run.arrays or not len(mean):
+        return None
+    final = run.arrays["leak_A"].astype(float)
+    start = float(mean[0] if run.config.get("start_from") else run.config["leak"])
+    each = len(final) > 1
+    title = f"The leak of {len(final):,} units: {start:g} → {final.mean():.3f} ± {final.std():.3f}" if each else f"The leak: {start:g} → {final[0]:.3f}"  # fmt: skip
+    figure = headed_figure(11.5 if each else 7.5, 4.8, title, describe(run.results))
+    axes, *others = np.atleast_1d(figure.subplots(1, 1 + each, width_ratios=[1.2, 1][: 1 + each]))
+    if each:
+        (_, least), (_, most) = run.column("leak_least"), run.column("leak_most")
+        axes.fill_between(iteration, least, most, color=BLUE, alpha=0.18, lw=0)
+    axes.plot(iteration, mean, color=BLUE, lw=2)
+    axes.axhline(start, color=GREY, lw=1, dashes=(4, 3))
+    axes.set(xlabel="iteration", ylabel="α", xlim=(0, iteration[-1]))
+    axes.set_title("Mean and range over units" if each else "Over training")
+    for panel in others:
+        panel.hist(final, bins=min(60, 10 + len(final) // 20), color=BLUE)
+        panel.axvline(start, color=GREY, lw=1, dashes=(4, 3))
+        panel.set(xlabel="α of a unit at the end", ylabel="units", title="Distribution (dashed: the start)")
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +271,9 @@ def adapter_spectra(run: SavedRun) -> Figure:
     radius, centre = 1 / leak, -(1 - leak) / leak
     left.add_patch(Circle((centre, 0), radius, fill=False, ec=INK, lw=1, ls=(0, (4, 3))))
     name = {"ha": "center", "va": "bottom", "fontsize": 8.5}
-    text = "|1 − α + αλ| = 1" + " for the α of the start" * (run.config.get("trains") == "all")
+    text = "|1 − α + αλ| = 1" + " for the α of the start" * (
+        run.config.get("trains") == "all" or run.config.get("train_leak", "no") != "no"
+    )
     left.annotate(text, (centre, radius), (0, 3), textcoords="offset points", **name)
     points = np.concatenate([trained, [centre + radius, centre - radius, centre + 1.07j * radius]])
     width, height = (1.07 * max(abs(x.max()), abs(x.min()), before) for x in (points.real - centre, points.imag))

@@ -124,6 +124,9 @@ class TruncatedTraining(ForwardTraining):
         """A tile's part; its sequences are those of stream OWN + tile, as `tile_data` has them."""
         raise NotImplementedError
 
+    def before_tiles(self, iteration: int, decoder: tuple[Tensor, Tensor]) -> None:
+        """Make what all tiles of an iteration share; every rank does."""
+
     @staticmethod
     def rest_size(config) -> int:
         """Of TilePart.rest."""
@@ -137,13 +140,17 @@ class TruncatedTraining(ForwardTraining):
         """{factor: (its estimate (N, r), its learning rate as a multiple of V's)} from the mean of what tiles gave as `rest`."""
         return {}
 
+    def leak_gradient(self, rest: Tensor) -> Tensor:
+        """∂L/∂α, of α's shape, from the same; where the leak learns."""
+        raise NotImplementedError
+
     def unit(self) -> float:
         """What an estimate is divided by, beside the number of windows that count."""
         raise NotImplementedError
 
     @staticmethod
-    def rollouts_per_sequence(config) -> int:
-        """Members in all windows of one sequence count one rollout each: they have taken T steps. The unperturbed V's counts, too."""
+    def rollouts_per_iteration(config) -> int:
+        """Without the decoder's. Members in all windows of one sequence count one rollout each: they have taken T steps. The unperturbed V's counts, too."""
         raise NotImplementedError
 
     @staticmethod
@@ -161,7 +168,7 @@ class TruncatedTraining(ForwardTraining):
     @property
     def rollouts(self) -> int:
         """So far, the decoder's among them."""
-        return self.iteration * self.config.batch_size * self.rollouts_per_sequence(self.config) + self.decoder_rollouts
+        return self.iteration * self.rollouts_per_iteration(self.config) + self.decoder_rollouts
 
     def tile_data(self, tile: int, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
         """Input and targets (T, 128, B) of a tile's sequences, and which are real, bool (B,): what lies beyond the last is padding."""
@@ -180,6 +187,7 @@ class TruncatedTraining(ForwardTraining):
 
     def _estimate(self, iteration: int, decoder: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, float, float]:
         """ĝ of V in its two halves (2, N, r), the rest, the mean loss of windows, and the share of windows that did not count."""
+        self.before_tiles(iteration, decoder)
         tiles, size = -(-self.config.batch_size // self.tiling.tile), 2 * self.v_Nr.numel()
         width = size + self.rest_size(self.config) + 3
         total = self.workers.sum_tiles(lambda tile: self._tile(tile, iteration, decoder), tiles, width, may_stop=True)
@@ -211,6 +219,8 @@ class TruncatedTraining(ForwardTraining):
                 factor_Nr.grad, ratio = gradients[name]
                 group["lr"] = rate * ratio
             self.optimizer.step()
+            if self.leak:
+                self.leak.step(self.leak_gradient(rest), rate / config.learning_rate * config.leak_rate)
             if norm := float(self.v_Nr.norm()):
                 update_ratio = float((self.v_Nr - before_Nr).norm()) / norm
 
@@ -224,13 +234,14 @@ class TruncatedTraining(ForwardTraining):
             "left_out_fraction": left_out,
             "learning_rate": rate,
             **{f"{name}_norm": float(factor_Nr.norm()) for name, factor_Nr in self.factors.items()},
+            **(self.leak.metrics() if self.leak else {}),
             "h_rms": h_rms,
             "gradient_norm": estimate.norm,
             "half_cosine": estimate.half_cosine,
             "update_ratio": update_ratio,
             **measured,
             "rollouts": self.rollouts,
-            "rollouts_per_s": config.batch_size * self.rollouts_per_sequence(config) / seconds,
+            "rollouts_per_s": self.rollouts_per_iteration(config) / seconds,
             "wallclock_s": self.seconds,
         }
 
@@ -274,11 +285,11 @@ class TruncatedTraining(ForwardTraining):
         tiles = -(-config.batch_size // tiling.tile)
         lanes = workers.world_size * (workers.threads if workers.device.type == "cpu" else 1)
         iteration_s = -(-tiles // lanes) * seconds
-        rollouts = config.batch_size * cls.rollouts_per_sequence(config)
+        rollouts = cls.rollouts_per_iteration(config)
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
         inputs, size = config.sequence_length * config.hidden_size * tiling.tile, config.hidden_size * config.rank
         per_factor = 4 if config.optimizer == "adam" else 3  # itself, its gradient and its moments
-        learning = 2 if cls.rest_size(config) else 1
+        learning = 2 if cls.rest_size(config) >= size else 1
         megabytes = {
             "the state of windows side by side": config.hidden_size * columns * element / 1e6,
             "states and driving input of a tile": 2 * inputs * element / 1e6,

@@ -116,9 +116,10 @@ def member_errors(
     left_NA, right_AC = torch.cat((adapter.u_Nr, windows.first_NG), dim=1), torch.cat((kick_rMG, own_GMG)).flatten(1)
     y_NC = (left_NA @ right_AC).tanh_()
     weight_EN, bias_E1 = weight_EN.to(rollout.dtype), bias_E.to(rollout.dtype)[:, None]
-    # Of (1 − α) h + α y the first part is the same for a group.
-    shared_EG = torch.addmm(bias_E1, weight_EN, h_NG, alpha=1 - leak)
-    error_EC = (weight_EN @ y_NC).mul_(leak)
+    # Of (1 − α) h + α y the first part is the same for a group. α is a number, or one of each unit: then it goes to the weights.
+    leak_of_weight = leak.T if isinstance(leak, Tensor) else leak
+    shared_EG = torch.addmm(bias_E1, weight_EN * (1 - leak_of_weight), h_NG)
+    error_EC = (weight_EN * leak_of_weight) @ y_NC
     error_EC.unflatten(1, (members, groups)).add_(shared_EG[:, None])
     error_LMG = torch.empty(length, members, groups, dtype=torch.float64, device=rollout.device)
     if length > 1:

@@ -2,12 +2,13 @@
 
     python measure_memory_by_length.py
 
-One minibatch of B sequences, all of it side by side in one tile, is gone through in four ways:
+One minibatch of B sequences is gone through in five ways, in the first four with all of it side by side in one tile:
 
     bptt      forward, loss with the decoder, backward of core and decoder: one step of this experiment
     forward   scored with nothing kept, by common's Rollout.errors: what evaluating one parameter set costs
     streamed  the same, but with Win z_t + b formed at each step and not for all steps ahead of the loop
     pair      θ + σε and θ − σε with rank-one noise side by side, as an evolution strategy runs them: two parameter sets
+    probes    the estimate of rank-space-es: r probes from every state, a few sequences after others, as many as its tiles have
 
 Each way and length is measured in a fresh process with one thread, after a warm-up of two time steps, on made-up inputs (no
 number below depends on their values). The minibatch, the weights and W0 are there before; neither counts:
@@ -35,6 +36,7 @@ from moving_mnist_bptt_baseline import Config, ReservoirCore, start_adapter
 from torch import Tensor
 from tqdm import tqdm
 
+from common.activity_noise import ActivityNoise, activity_gradients
 from common.costs import BytesMoved, peak_growth, storage
 from common.decoder import AdamDecoder
 from common.dist import Workers, choose_device
@@ -44,11 +46,14 @@ from common.files import require_writable, write_json
 from common.reservoir import draw_reservoir
 from common.rollout import RankOneAdapter, Rollout, SharedAdapter
 from common.run import environment, source
+from common.windows import cut, member_errors
 
 HERE = Path(__file__).resolve().parent
 LENGTHS = (20, 50, 100, 200)
 WARM_UP_STEPS = 2
 MMAP_FROM = 65_536  # bytes
+# Of rank-space-es at the default sizes on a CPU: sequences of a tile, windows of one step whose probes go side by side.
+PROBED_SEQUENCES, PROBED_WINDOWS = 8, 15
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -114,7 +119,7 @@ class Kept:
 
 
 class Minibatch:
-    """B made-up sequences of T steps, and the four ways to go through them."""
+    """B made-up sequences of T steps, and the five ways to go through them."""
 
     def __init__(self, config: Config, rollout: Rollout, steps: int):
         device = rollout.device
@@ -154,6 +159,22 @@ class Minibatch:
         self._errors(adapter, 2, self.rollout.drive(self.input_TEB)[:, :, None, None])
 
     @torch.no_grad()
+    def probes(self) -> None:
+        """Of nothing but a tile and of the estimate, (N, r), is there more than of one step's probes."""
+        decoder, sum_Nr = (self.linear.weight, self.linear.bias), torch.zeros_like(self.v_Nr)
+        for first in range(0, self.batch, PROBED_SEQUENCES):
+            some = slice(first, first + PROBED_SEQUENCES)
+            drive_TNB, target_TEB = self.rollout.drive(self.input_TEB[:, :, some]), self.target_TEB[:, :, some]
+            windows = cut(self.rollout, self.u_Nr, self.v_Nr, drive_TNB, target_TEB, 1)
+            for group in range(0, windows.first_NG.shape[1], PROBED_WINDOWS):
+                here = windows.groups(group, PROBED_WINDOWS)
+                sign_1rMG = torch.ones(1, self.rank, self.rank, here.first_NG.shape[1], device=sum_Nr.device)
+                kick_1rMG = torch.cat((torch.zeros_like(sign_1rMG[:, :, :1]), 0.01 * sign_1rMG), dim=2)
+                error_1MG = member_errors(self.rollout, ActivityNoise(self.u_Nr, self.v_Nr, kick_1rMG), here, *decoder)
+                q_1rG = activity_gradients(sign_1rMG, error_1MG[:, 1:] - error_1MG[:, :1], 0.01)
+                sum_Nr += here.state_LNG[0] @ q_1rG[0].T
+
+    @torch.no_grad()
     def _errors(self, adapter, signs: int, drive_TNDSB) -> None:
         target_TEDSB, columns = self.target_TEB[:, :, None, None], (1, signs, self.batch)
         self.rollout.errors(adapter, drive_TNDSB, target_TEDSB, self.linear.weight, self.linear.bias, columns)
@@ -173,7 +194,7 @@ class Streamed:
             yield self.rollout.drive(z_EB[None])[0, :, None, None]
 
 
-METHODS = ("bptt", "forward", "streamed", "pair")
+METHODS = ("bptt", "forward", "streamed", "pair", "probes")
 
 
 def measure(method: str, config: Config, steps: int, device: torch.device) -> dict:

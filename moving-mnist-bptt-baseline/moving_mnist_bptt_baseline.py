@@ -8,7 +8,7 @@
 Frozen: the CNN, W0 (sparse), Win, b. Trained by Adam (or Muon) on the exact gradient of L through all T steps: U, V (N, r), Wout, bout.
 Same data, reservoir, decoder and scoring as in every other experiment; only where the gradient comes from differs.
 
-By flags, other bars: `--optimizer muon` steps U and V by another optimiser; `--trains v` leaves U fixed and random; `--trains all` trains Win and α as well; `--core gru` puts a
+By flags, other bars: `--optimizer muon` steps U and V by another optimiser; `--trains v` leaves U fixed and random; `--train-leak` trains α as well, or one of each unit; `--trains all` trains Win and α as well; `--core gru` puts a
 GRU of the same width in the reservoir's place and trains all of it.
 
 Start: `python moving_mnist_bptt_baseline.py --seed 0`, or `torchrun --nproc_per_node=8 moving_mnist_bptt_baseline.py --seed 0`.
@@ -30,9 +30,18 @@ from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.evaluation import Score, inputs_and_targets, score_predictions
+from common.leak import LeakSettings, TrainedLeak
 from common.optimizer import OPTIMIZERS, make_optimizer
 from common.philox import Purpose, gaussian
-from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
+from common.problem import (
+    FIFTY_FRAMES,
+    FREE_LEAK,
+    HUNDRED_FRAMES,
+    TWO_DIGITS,
+    Embeddings,
+    Problem,
+    ProblemSettings,
+)
 from common.rollout import Rollout
 from common.run import RunSettings, setting
 
@@ -40,7 +49,7 @@ from common.run import RunSettings, setting
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, DecoderSettings, RunSettings):
+class Config(ProblemSettings, DecoderSettings, LeakSettings, RunSettings):
     """The problem and the run folder come from common; what is listed here is this experiment's own."""
 
     core: str = setting(
@@ -64,6 +73,8 @@ class Config(ProblemSettings, DecoderSettings, RunSettings):
 
 
 LAPTOP = dict(iterations=1500, evaluate_every=50)
+MUON = dict(optimizer="muon", learning_rate=5e-3, decoder="ridge")
+BRIEF_MUON = dict(iterations=8000, train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
 PRESETS = {
     # Seconds, for tests.
     "smoke": dict(
@@ -86,8 +97,21 @@ PRESETS = {
     "v": dict(**LAPTOP, trains="v"),
     "all": dict(**LAPTOP, trains="all"),
     "gru": dict(**LAPTOP, core="gru"),
-    # The ceiling by another optimiser, with the decoder that evolution strategies have.
-    "muon": dict(**LAPTOP, optimizer="muon", learning_rate=5e-3, decoder="ridge"),
+    # Ceiling and V alone by another optimiser, with the decoder that evolution strategies have; and both without a shortage of data.
+    "muon": {**LAPTOP, **MUON},
+    "v-muon": {**LAPTOP, **MUON, "trains": "v"},
+    "brief-muon": {**MUON, **BRIEF_MUON},
+    "brief-v-muon": {**MUON, **BRIEF_MUON, "trains": "v", "iterations": 4000},
+    # The leak learns as well: one α, or one of each unit.
+    "scalar-leak": {**LAPTOP, **MUON, "train_leak": "scalar"},
+    "unit-leaks": {**LAPTOP, **MUON, "train_leak": "per-unit"},
+    # Rungs of the brief's schedule, one at a time, and V alone on each: with Muon.
+    "two-digits": {**LAPTOP, **MUON, **TWO_DIGITS},
+    "two-digits-v": {**LAPTOP, **MUON, **TWO_DIGITS, "trains": "v"},
+    "fifty-frames": {**LAPTOP, **MUON, **FIFTY_FRAMES, "iterations": 1000},
+    "fifty-frames-v": {**LAPTOP, **MUON, **FIFTY_FRAMES, "iterations": 1000, "trains": "v"},
+    "hundred-frames": {**LAPTOP, **MUON, **HUNDRED_FRAMES, "iterations": 600},
+    "hundred-frames-v": {**LAPTOP, **MUON, **HUNDRED_FRAMES, "iterations": 600, "trains": "v"},
 }  # fmt: skip
 
 TILE = {"cpu": 32, "cuda": 64}  # sequences: 8 GPUs share a minibatch of 512, two cores one of 64
@@ -104,6 +128,10 @@ def parse_arguments(argv: list[str] | None):
         )
     if config.optimizer == "muon" and (config.core == "gru" or config.trains == "all"):
         raise BadInput("--optimizer muon steps matrices only: U and V of the reservoir (--trains adapter or v)")
+    if config.train_leak != "no" and (config.core == "gru" or config.trains == "all"):
+        raise BadInput(
+            "--train-leak is about the reservoir, and --trains all has one α already: choose --trains adapter or v"
+        )
     if config.dtype != "float32":
         raise BadInput(f"--dtype {config.dtype}: gradients are taken in float32 here")
     return config, options
@@ -113,27 +141,40 @@ def parse_arguments(argv: list[str] | None):
 
 
 class ReservoirCore:
-    """The reservoir and its gradient. `parameters`: what is trained; input_TEB (T, 128, B) → states (T, N, B)."""
+    """The reservoir and its gradient. `parameters`: what is trained, the last of it α where that learns beside the adapter
+    (`rollout.leak` is a tensor then); input_TEB (T, 128, B) → states (T, N, B)."""
 
     def __init__(self, rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, trains: str):
         self.rollout, self.trains = rollout, trains
         self.u_Nr, self.v_Nr = u_Nr.detach(), v_Nr.detach()  # the same memory, with a gradient of its own
         self.input_NE = rollout.reservoir.input_NE.clone()
         # α as a sigmoid stays between 0 and 1; of α = 1 the logit would be infinite.
-        self.leak_logit = torch.logit(torch.tensor(rollout.leak, device=rollout.device), eps=1e-3)
-        self.parameters = {
-            "adapter": [self.u_Nr, self.v_Nr],
-            "v": [self.v_Nr],
-            "all": [self.u_Nr, self.v_Nr, self.input_NE, self.leak_logit],
-        }[trains]
+        if trains == "all":
+            self.leak_logit = torch.logit(torch.tensor(rollout.leak, device=rollout.device), eps=1e-3)
+            self.parameters = [self.u_Nr, self.v_Nr, self.input_NE, self.leak_logit]
+        else:
+            self.parameters = [self.v_Nr] if trains == "v" else [self.u_Nr, self.v_Nr]
+            if isinstance(rollout.leak, Tensor):
+                self.parameters.append(rollout.leak)
         for tensor in self.parameters:
             tensor.requires_grad_()
 
     def __call__(self, input_TEB: Tensor) -> Tensor:
+        return ThroughTime.apply(self, self.drive(input_TEB), self.u_Nr, self.v_Nr, self.leak)
+
+    def drive(self, z_TEB: Tensor) -> Tensor:
+        """Win z + b, (T, 128, B) → (T, N, B)."""
         if self.trains == "all":
-            drive_TNB = self.input_NE @ input_TEB + self.rollout.reservoir.bias_N[:, None]
-            return ThroughTime.apply(self, drive_TNB, self.u_Nr, self.v_Nr, torch.sigmoid(self.leak_logit))
-        return ThroughTime.apply(self, self.rollout.drive(input_TEB), self.u_Nr, self.v_Nr, self.rollout.leak)
+            return self.input_NE @ z_TEB + self.rollout.reservoir.bias_N[:, None]
+        return self.rollout.drive(z_TEB)
+
+    @property
+    def leak(self) -> Tensor | float:
+        return torch.sigmoid(self.leak_logit) if self.trains == "all" else self.rollout.leak
+
+    def step(self, h_NB: Tensor, z_EB: Tensor) -> Tensor:
+        """The state after one more input, (N, B) and (128, B) → (N, B), without a gradient."""
+        return self.rollout.step(self.u_Nr, self.v_Nr, h_NB, self.drive(z_EB), self.leak)
 
 
 class ThroughTime(torch.autograd.Function):
@@ -165,8 +206,9 @@ class ThroughTime(torch.autograd.Function):
     def backward(context, grad_TNB: Tensor):
         states_TNB, y_TNB, u_Nr, v_Nr = context.saved_tensors
         core, leak = context.core, context.leak
-        grad_u_Nr, grad_v_Nr, grad_leak = torch.zeros_like(u_Nr), torch.zeros_like(v_Nr), torch.zeros(())
-        needs_drive, needs_u = context.needs_input_grad[1], context.needs_input_grad[2]
+        grad_u_Nr, grad_v_Nr = torch.zeros_like(u_Nr), torch.zeros_like(v_Nr)
+        _, needs_drive, needs_u, _, needs_leak = context.needs_input_grad
+        grad_leak = torch.zeros_like(leak) if needs_leak else None
         delta_TNB = torch.empty_like(grad_TNB) if needs_drive else None
         u_rN, v_rN = u_Nr.T.contiguous(), v_Nr.T.contiguous()
         lambda_NB = torch.zeros_like(states_TNB[0])
@@ -175,8 +217,9 @@ class ThroughTime(torch.autograd.Function):
             delta_NB = torch.addcmul(lambda_NB, lambda_NB * y_TNB[step], y_TNB[step], value=-1).mul_(leak)
             if needs_drive:
                 delta_TNB[step] = delta_NB
+            if needs_leak:
                 before_NB = states_TNB[step - 1] if step > 0 else torch.zeros_like(lambda_NB)
-                grad_leak = grad_leak + (lambda_NB * (y_TNB[step] - before_NB)).sum()
+                grad_leak += (lambda_NB * (y_TNB[step] - before_NB)).sum_to_size(leak.shape)
             if step == 0:
                 break
             h_NB, q_rB = states_TNB[step - 1], u_rN @ delta_NB
@@ -184,7 +227,7 @@ class ThroughTime(torch.autograd.Function):
             if needs_u:
                 grad_u_Nr.addmm_(delta_NB, (v_rN @ h_NB).T)
             lambda_NB = core.rollout.recurrent_transposed(delta_NB).add_(lambda_NB.mul_(1 - leak)).addmm_(v_Nr, q_rB)
-        return None, delta_TNB, grad_u_Nr if needs_u else None, grad_v_Nr, grad_leak if needs_drive else None
+        return None, delta_TNB, grad_u_Nr if needs_u else None, grad_v_Nr, grad_leak
 
 
 class GRUCore:
@@ -205,6 +248,10 @@ class GRUCore:
 
     def __call__(self, input_TEB: Tensor) -> Tensor:
         return self.gru(input_TEB.transpose(1, 2))[0].transpose(1, 2)
+
+    def step(self, h_NB: Tensor, z_EB: Tensor) -> Tensor:
+        """The state after one more input, (N, B) and (128, B) → (N, B)."""
+        return self.gru(z_EB.T[None], h_NB.T[None].contiguous())[1][0].T
 
 
 def start_adapter(config: Config) -> tuple[Tensor, Tensor]:
@@ -231,7 +278,8 @@ class Training(experiment.Training):
             self.core = GRUCore(config.hidden_size, config.seed, workers.device)
         else:
             self.core = ReservoirCore(self.rollout, self.u_Nr, self.v_Nr, config.trains)
-        self.optimizer = make_optimizer(config.optimizer, self.core.parameters, config.learning_rate, config.momentum)
+        self.stepped = [weight for weight in self.core.parameters if weight is not self.rollout.leak]  # α has its own
+        self.optimizer = make_optimizer(config.optimizer, self.stepped, config.learning_rate, config.momentum)
         self.tile = TILE[workers.device.type]
 
     @staticmethod
@@ -301,6 +349,8 @@ class Training(experiment.Training):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            if self.leak:
+                self.leak.step(self.rollout.leak.grad, self._rate(config.leak_rate))
             if isinstance(self.decoder, RidgeDecoder):
                 self.decoder.read(for_decoder, config.batch_size)
             else:
@@ -315,6 +365,7 @@ class Training(experiment.Training):
             "learning_rate": rate,
             "u_norm": float(self.u_Nr.detach().norm()),
             "v_norm": float(self.v_Nr.detach().norm()),
+            **(self.leak.metrics() if self.leak else {}),
             "h_rms": h_rms,
             "rollouts": self.rollouts,
             "wallclock_s": self.seconds,
@@ -333,7 +384,7 @@ class Training(experiment.Training):
         return self.config.core == "reservoir" and self.config.trains != "all"
 
     def trained_tensors(self) -> tuple[Tensor, ...]:
-        return (self.u_Nr, self.v_Nr) if self.is_adapter() else tuple(self.core.parameters)
+        return super().trained_tensors() if self.is_adapter() else tuple(self.core.parameters)
 
     def parameters(self) -> list[Tensor]:
         return [*self.core.parameters, self.decoder.linear.weight, self.decoder.linear.bias]
@@ -341,6 +392,10 @@ class Training(experiment.Training):
     @torch.no_grad()
     def states(self, input_TEB: Tensor) -> Tensor:
         return super().states(input_TEB) if self.is_adapter() else self.core(input_TEB).transpose(0, 1).contiguous()
+
+    @torch.no_grad()
+    def step(self, h_NB: Tensor, z_EB: Tensor) -> Tensor:
+        return self.core.step(h_NB, z_EB)
 
     def score(self, split: str) -> Score:
         if self.is_adapter():
@@ -379,9 +434,10 @@ class Training(experiment.Training):
             core = GRUCore(config.hidden_size, config.seed, workers.device)
         else:
             factors = (factor.to(workers.device) for factor in start_adapter(config))
-            core = ReservoirCore(
-                Rollout(problem.reservoir(), config.leak, 1.0, workers.device), *factors, config.trains
-            )
+            rollout = Rollout(problem.reservoir(), config.leak, 1.0, workers.device)
+            if config.train_leak != "no":
+                TrainedLeak(rollout, config.train_leak, config.leak, config.leak_rate)
+            core = ReservoirCore(rollout, *factors, config.trains)
         z_TEB = torch.ones(steps, EMBEDDING, tile, device=workers.device)
         seconds, saved = [], []
         for _ in range(3):

@@ -3,7 +3,8 @@
 python visualize_moving_mnist_bptt_baseline.py                 # the committed results, laptop preset, seed 0
 python visualize_moving_mnist_bptt_baseline.py --run runs/laptop-seed0 --out /some/folder
 
-The figure of memory against T is not of a run: it is drawn from measurements/memory_by_length.json.
+The figure of memory against T is not of a run: it is drawn from measurements/memory_by_length.json. Errors in closed loop are
+one figure more, drawn where the run has them (--horizon).
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from common.figures import (
     BLUE,
     GREEN,
     INK,
+    PURPLE,
     SKY,
     VERMILION,
     SavedRun,
@@ -32,10 +34,10 @@ from common.figures import (
     odd_window,
     read_json,
     robust_limits,
-    save_png,
+    save_figures,
     style,
 )
-from common.run_figures import SHAPES, adapter_spectra, prediction_vs_target, validation_panel
+from common.run_figures import SHAPES, adapter_spectra, closed_loop_error, leaks, prediction_vs_target, validation_panel
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
@@ -123,7 +125,7 @@ def read_measurement(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict
         rows = sorted(content["rows"], key=lambda row: row["sequence_length"])
         methods = {
             method: {name: np.array([row[name] for row in rows if row["method"] == method], float) for name in names}
-            for method in ("bptt", "forward", "streamed", "pair")
+            for method in ("bptt", "forward", "streamed", "pair", "probes")
         }
         lengths = methods["bptt"]["sequence_length"]
         for columns in methods.values():
@@ -141,7 +143,7 @@ def read_measurement(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict
 
 def memory_by_length(methods: dict[str, dict[str, np.ndarray]], about: dict) -> Figure:
     """Peak memory and bytes moved of one minibatch against T, on log axes."""
-    bptt, forward, streamed, pair = (methods[name] for name in ("bptt", "forward", "streamed", "pair"))
+    bptt, forward, streamed, pair, probes = methods.values()
     longest, drive = int(bptt["sequence_length"][-1]), pair["moved_bytes_of_drive"]
     # The population shares one minibatch, so that Win z_t + b is formed once.
     population = {**pair, "moved_bytes": drive + PAIRS * (pair["moved_bytes"] - drive)}
@@ -156,9 +158,11 @@ def memory_by_length(methods: dict[str, dict[str, np.ndarray]], about: dict) -> 
         (left, bptt, "peak_bytes", VERMILION, "-", "a step of BPTT"),
         (left, bptt, "kept_bytes", VERMILION, ":", "of it kept for\nthe way back"),
         (left, forward, "peak_bytes", BLUE, "-", "a forward pass"),
+        (left, probes, "peak_bytes", PURPLE, "-", "rank-space ES,\ntiles of 8"),
         (left, streamed, "peak_bytes", SKY, "-", "the same,\ninput streamed"),
         (right, bptt, "moved_bytes", VERMILION, "-", "a step of BPTT"),
         (right, forward, "moved_bytes", BLUE, "-", "a forward pass"),
+        (right, probes, "moved_bytes", PURPLE, "-", "rank-space ES"),
         (right, population, "moved_bytes", GREEN, "-", f"{PAIRS} pairs of ES"),
     )
     labels: dict[Axes, list] = {left: [], right: []}
@@ -207,9 +211,10 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"training_curves": training_curves(run), "prediction_vs_target": prediction_vs_target(run)}
         if run.config.get("core", "reservoir") == "reservoir":  # a GRU has no adapter
             figures["adapter_spectra"] = adapter_spectra(run)
+        figures["closed_loop_error"] = closed_loop_error(run)
+        figures["leaks"] = leaks(run)
         figures["memory_by_length"] = memory_by_length(*measurement)
-        for name, figure in figures.items():
-            print(save_png(figure, options.out / "viz" / f"{name}.png"))
+        save_figures(figures, options.out / "viz")
     return 0
 
 

@@ -6,7 +6,7 @@
     L       = mean over t = 1 … T, sequences and dimensions of (ẑ_{t+1} − z_{t+1})²
 
 Frozen: the CNN, W0 (sparse), Win, b. Trained by evolution strategies, with forward passes only: θ = (U, V), U and V of
-shape (N, r). Trained by ordinary supervision on the unperturbed θ: Wout, bout. One iteration:
+shape (N, r); at --train-leak α as well, by noise in its logit. Trained by ordinary supervision on the unperturbed θ: Wout, bout. One iteration:
 
     1. a minibatch, or sequences for each pair; K noise vectors ε_i, each used twice: θ + σ ε_i and θ − σ ε_i
     2. all 2K members run forward, the two of a pair on the same sequences; each returns one number, its loss
@@ -36,6 +36,7 @@ from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.gradient import GradientMeter
 from common.laws import SIGN_COST, expected_cosine, minibatch_cosine, perturbed_dimensions
+from common.leak import LeakNoise, LeakSettings
 from common.philox import Purpose, gaussian
 from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.projection import VisitedStates, project_noise
@@ -47,7 +48,7 @@ from common.supervised import DecoderTrainingSettings, ForwardTraining
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, DecoderTrainingSettings, RunSettings):
+class Config(ProblemSettings, DecoderTrainingSettings, LeakSettings, RunSettings):
     """The defaults are the brief's problem with the brief's population; presets below change them, flags change both."""
 
     # The adapter
@@ -91,6 +92,7 @@ class Config(ProblemSettings, DecoderTrainingSettings, RunSettings):
     learning_rate: float = setting(1e-4, "of θ", above=0, most=1e30)
     u_rate_ratio: float = setting(1.0, "learning rate of U as a multiple of --learning-rate", above=0, most=1e6)
     momentum: float = setting(0.9, "of SGD", least=0, most=0.999)
+    leak_sigma: float = setting(0.1, "size of the noise in α's logit, where the leak learns", above=0, most=1000)
 
 
 # V alone, U random; each pair on a sequence of its own, its noise projected on the states that it visited; normal scores of the
@@ -126,6 +128,9 @@ PRESETS = {
     "long": {**LAPTOP, "iterations": 3000, "population_pairs": 512, "learning_rate": 1.4e-3, "evaluate_every": 50},
     # The laptop's budget with all of the noise in the estimate: what the projection is worth.
     "plain-noise": {**LAPTOP, "noise_projection": "none"},
+    # The leak learns as well: one α, or one of each unit.
+    "scalar-leak": {**LAPTOP, "train_leak": "scalar"},
+    "unit-leaks": {**LAPTOP, "train_leak": "per-unit"},
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
 }  # fmt: skip
@@ -160,6 +165,10 @@ def parse_arguments(argv: list[str] | None):
         raise BadInput(
             "--perturbs v leaves U as it starts; at --adapter-start zero-u that is 0: choose zero-v or small"
         )
+    if config.train_leak != "no" and config.kernel != "torch":
+        raise BadInput(f"--train-leak needs --kernel torch: {config.kernel} knows one leak, a number")
+    if config.train_leak == "no" and config.leak_sigma != Config.leak_sigma:
+        raise BadInput("--leak-sigma is about a leak that learns: --train-leak scalar or per-unit")
     require_kernel(config.kernel, choose_device(config.device).type, config.dtype, config.hidden_size)
     return config, options
 
@@ -210,6 +219,8 @@ class Training(ForwardTraining):
             self.optimizer = torch.optim.SGD(factors, lr=config.learning_rate, momentum=config.momentum, foreach=False)
         self.noise = make_noise(config)
         self.sigma = es.Sigma(config.sigma_schedule, config.sigma, config.sigma_end, config.iterations)
+        if self.leak:
+            self.leak_noise = LeakNoise(config.seed, len(self.leak.logit_X1), config.leak_sigma)
         self.tile_pairs = tile_pairs(config, workers)
         self.meter = GradientMeter(self.rollout, embeddings, workers, config.perturbs)
         self.factors: dict[int, tuple[Tensor, ...]] = {}  # of this iteration's noise, projected, by tile of this rank
@@ -257,7 +268,12 @@ class Training(ForwardTraining):
             visited = None
             if config.noise_projection == "visited":
                 visited = VisitedStates(config.sequence_length, config.hidden_size, columns, u_Nr.dtype, device)
-            result = self.rollout.errors(adapter, drive_TNDSB, target_TEDSB, *decoder, columns, watch=visited)
+            leak_XPS1 = None
+            if self.leak:
+                leak_XPS1 = self.leak_noise.members(self.leak.logit_X1, iteration, pairs_P.to(device)).to(u_Nr.dtype)
+            result = self.rollout.errors(
+                adapter, drive_TNDSB, target_TEDSB, *decoder, columns, watch=visited, leak_XPS1=leak_XPS1
+            )
             loss_P2 = result.error_TC.sum(dim=0).view(columns).mean(dim=2) / per_member
             failed_P2 = result.failed_C.view(columns).any(dim=2)
             if visited is not None:
@@ -303,6 +319,10 @@ class Training(ForwardTraining):
                 measured = self._measure(estimate, iteration, decoder)
                 started += time.perf_counter() - paused  # it trains nothing
             update_ratio = self._step_adapter(estimate, rate)
+            if self.leak:
+                weight_K = weights.difference_K / (2 * int(weights.surviving_K.sum()))
+                leak_estimate_X1 = self.leak_noise.estimate(weight_K.to(self.workers.device, torch.float32), iteration)
+                self.leak.step_logit(leak_estimate_X1, rate / config.learning_rate * config.leak_rate)
         failed_share = float(failed_K2.to(torch.float64).mean())
         self.sigma.iterated(failed_share)
 
@@ -318,6 +338,7 @@ class Training(ForwardTraining):
             "learning_rate": rate,
             "u_norm": float(self.u_Nr.norm()),
             "v_norm": float(self.v_Nr.norm()),
+            **(self.leak.metrics() if self.leak else {}),
             "h_rms": h_rms,
             "gradient_norm": norm,
             "half_cosine": half_cosine,

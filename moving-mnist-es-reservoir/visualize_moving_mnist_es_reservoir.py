@@ -2,6 +2,8 @@
 
 python visualize_moving_mnist_es_reservoir.py                  # the committed results, laptop preset, seed 0
 python visualize_moving_mnist_es_reservoir.py --run runs/laptop-seed0 --out /some/folder
+
+Errors in closed loop are one figure more, drawn where the run has them (--horizon).
 """
 
 import math
@@ -40,12 +42,20 @@ from common.figures import (
     references,
     robust_limits,
     running_mean,
-    save_png,
+    save_figures,
     seriation,
     style,
 )
 from common.laws import half_population_cosine, perturbed_dimensions
-from common.run_figures import effective_rank, error_by_frame, film_strip, measured_curve, measured_on_log_axis
+from common.run_figures import (
+    closed_loop_error,
+    effective_rank,
+    error_by_frame,
+    film_strip,
+    leaks,
+    measured_curve,
+    measured_on_log_axis,
+)
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +77,7 @@ SHAPES = {
     "hidden_histogram": "b",
     "hidden_edges": "b+",
     "frames_SFYX": "ST+YX",
+    "leak_A": "?A",
 }
 
 
@@ -536,6 +547,8 @@ def cosine_to_gradient(run: SavedRun) -> Figure | None:
 FIGURES = {
     "training_curves": training_curves,
     "prediction_vs_target": prediction_vs_target,
+    "closed_loop_error": closed_loop_error,
+    "leaks": leaks,
     "adapter_spectra": adapter_spectra,
     "hidden_activity": hidden_activity,
     "gradient_quality": gradient_quality,
@@ -547,10 +560,7 @@ def main(argv: list[str] | None = None) -> int:
     options = figure_arguments(__doc__.splitlines()[0], HERE, "viz/", argv)
     run = load_run(options.run, COMMITTED, SHAPES, needs=("train_loss", "decoder_loss", "validation_mse"))
     with style():
-        figures = {name: draw(run) for name, draw in FIGURES.items()}
-        for name, figure in figures.items():
-            if figure is not None:
-                print(save_png(figure, options.out / "viz" / f"{name}.png"))
+        save_figures({name: draw(run) for name, draw in FIGURES.items()}, options.out / "viz")
     return 0
 
 

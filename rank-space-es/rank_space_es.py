@@ -21,6 +21,7 @@ Start: `python rank_space_es.py --seed 0`, or the same program on every GPU of a
 add up the tiles' parts of ĝ in their order, so that any number of ranks ends in the same bits.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,13 +30,22 @@ import torch
 from torch import Tensor
 
 from common import experiment
-from common.activity_noise import KINDS, ActivityNoise, ActivitySigns, activity_gradients, credited
+from common.activity_noise import (
+    KINDS,
+    ActivityNoise,
+    ActivitySigns,
+    activity_gradients,
+    credited,
+    full_set,
+    probed_readout,
+)
 from common.decoder import make_decoder
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.laws import inflated_cosine
-from common.problem import FREE_LEAK, Problem, ProblemSettings
+from common.leak import LeakSettings
+from common.problem import FIFTY_FRAMES, FREE_LEAK, HUNDRED_FRAMES, TWO_DIGITS, Problem, ProblemSettings
 from common.rollout import Rollout, columns_per_tile
 from common.run import RunSettings, setting
 from common.truncated import (
@@ -56,7 +66,7 @@ MOST_NUMBERS = 2**31  # in the states and in the noise of a tile
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, TruncatedSettings, RunSettings):
+class Config(ProblemSettings, TruncatedSettings, LeakSettings, RunSettings):
     """Problem, decoder, V's training and run folder come from common; what is listed here is this experiment's own."""
 
     window: int = setting(
@@ -67,9 +77,11 @@ class Config(ProblemSettings, TruncatedSettings, RunSettings):
     discount: float = setting(
         1.0, "γ, by which a step's error counts less for the noise one step before", least=0, most=1
     )
-    trains: str = setting(
-        "v", "V alone; or U too, by the readout's transpose: forward passes only no longer", choices=("v", "both")
-    )
+    trains: str = setting("v", "V alone; or U too, by feedback of the next prediction's error", choices=("v", "both"))
+    feedback_probes: int = setting(
+        0, "forward passes through the readout, an iteration, that tell U and α the way back; 0: Wout is read backwards",
+        least=0, most=2**17,
+    )  # fmt: skip
     u_rate_ratio: float = setting(0.3, "learning rate of U as a multiple of --learning-rate", above=0, most=1e6)
     sigma: float = setting(0.01, "σ, size of the noise in each of the r activities", above=0, most=1000)
     fitness_shaping: str = setting(
@@ -85,7 +97,7 @@ LAPTOP = dict(
 # Both factors learn at one rate, from where neither is large.
 BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.03)
 BRIEF = dict(
-    iterations=1200,
+    iterations=2400,
     batch_size=64,
     learning_rate=4e-3,
     train_sequences=50_000,
@@ -103,9 +115,14 @@ PRESETS = {
     "laptop": LAPTOP,
     # U as well, by the readout's transpose.
     "both": {**LAPTOP, **BOTH},
+    # The same with forward passes only: a full set of orthogonal probes tells what the readout is.
+    "both-forward": {**LAPTOP, **BOTH, "feedback_probes": 2048},
+    # The leak learns as well, by the same feedback: one α, or one of each unit.
+    "scalar-leak": {**LAPTOP, **BOTH, "train_leak": "scalar"},
+    "unit-leaks": {**LAPTOP, **BOTH, "train_leak": "per-unit"},
     # Five times the iterations.
     "long": {**LAPTOP, "iterations": 2000, "evaluate_every": 50},
-    # The brief's problem on a laptop in half an hour, without a shortage of data.
+    # The brief's problem on a laptop in an hour, without a shortage of data.
     "brief": {**LAPTOP, **BRIEF},
     "brief-both": {**LAPTOP, **BRIEF, **BOTH},
     # What stays of it where probes have independent signs, and with Adam.
@@ -113,12 +130,15 @@ PRESETS = {
     "adam": {**LAPTOP, "optimizer": "adam", "learning_rate": 3e-3},
     # Credit for four steps in place of one.
     "window-4": {**LAPTOP, "window": 4, "iterations": 200},
-    # Problems whose credit may reach further.
-    "two-digits": {**LAPTOP, "digits": 2},
-    "fifty-frames": {**LAPTOP, "sequence_length": 50, "iterations": 240},
-    # For GPUs; not run yet.
-    "h200": {**LAPTOP, **BRIEF, "iterations": 10_000, "batch_size": 1024, "train_sequences": 1_000_000, "decoder_batch_size": 256,
-             "decoder_memory": 30_000.0},
+    # Rungs of the brief's schedule, one at a time: problems whose credit may reach further.
+    "two-digits": {**LAPTOP, **TWO_DIGITS},
+    "fifty-frames": {**LAPTOP, **FIFTY_FRAMES, "iterations": 240},
+    "hundred-frames": {**LAPTOP, **HUNDRED_FRAMES, "iterations": 240, "batch_size": 16, "evaluate_every": 40},
+    # For GPUs; not run yet. Both factors, with forward passes only.
+    "h200": {
+        **LAPTOP, **BRIEF, **BOTH, "feedback_probes": 2048, "iterations": 10_000, "batch_size": 1024, "train_sequences": 1_000_000,
+        "decoder_batch_size": 256, "decoder_memory": 30_000.0,
+    },
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
 }  # fmt: skip
@@ -132,13 +152,30 @@ def parse_arguments(argv: list[str] | None):
         raise BadInput(
             f"--trains both needs --window 1: U is credited for the next prediction only, not for {config.window} steps"
         )
+    if config.train_leak != "no" and config.window != 1:
+        raise BadInput(
+            f"--train-leak needs --window 1: α is credited for the next prediction only, not for {config.window} steps"
+        )
+    if config.trains == "v" and config.u_rate_ratio != Config.u_rate_ratio:
+        raise BadInput("--u-rate-ratio is about U, which --trains v does not train")
+    if config.feedback_probes and not has_feedback(config):
+        raise BadInput("--feedback-probes needs something that learns by feedback: --trains both, or --train-leak")
+    if config.feedback_probes > full_set(config.hidden_size):
+        raise BadInput(
+            f"--feedback-probes {config.feedback_probes:,} are more than there are orthogonal ones in {config.hidden_size:,} dimensions "
+            f"(--hidden-size): at most {full_set(config.hidden_size):,}"
+        )
+    if config.feedback_probes * config.hidden_size > MOST_NUMBERS:
+        raise BadInput(
+            f"--feedback-probes {config.feedback_probes:,} of {config.hidden_size:,} units (--hidden-size) are more than {MOST_NUMBERS:,} numbers"
+        )
     dimensions = config.window * config.rank
     if dimensions == 1 and config.noise == "orthogonal":
         raise BadInput("--noise orthogonal needs more than one dimension (--window times --rank): choose independent")
-    if config.noise == "orthogonal" and config.probes > 1 << (dimensions - 1).bit_length():
+    if config.noise == "orthogonal" and config.probes > full_set(dimensions):
         raise BadInput(
             f"--probes {config.probes} are more than there are orthogonal ones in {dimensions:,} dimensions (--window times --rank): at most "
-            f"{1 << (dimensions - 1).bit_length():,}, or --noise independent"
+            f"{full_set(dimensions):,}, or --noise independent"
         )
     tile = (
         -(-config.batch_size // Tiling.MOST_TILES)
@@ -154,6 +191,11 @@ def parse_arguments(argv: list[str] | None):
 
 
 # --- The estimate ----------------------------------------------------------------------------------------------------
+
+
+def has_feedback(config: Config) -> bool:
+    """Whether anything learns along the gradient of the next prediction's error."""
+    return config.trains == "both" or config.train_leak != "no"
 
 
 def groups_at_once(config: Config, device_type: str) -> int:
@@ -185,16 +227,21 @@ def probe(
 
 
 @torch.no_grad()
-def feedback(rollout: Rollout, v_Nr: Tensor, windows: Windows, decoder: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Factors of ∂/∂U of the next prediction's mean squared error in windows of one step: δ (N, G) and p = Vᵀh (r, G), float32, of which the
-    gradient is Σ_g δ_g p_gᵀ with δ = (2 α / 128) (1 − tanh² x) ⊙ Woutᵀ e.
+def feedback(
+    rollout: Rollout, v_Nr: Tensor, windows: Windows, decoder: tuple[Tensor, Tensor], back_EN: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the next prediction's mean squared error in windows of one step: δ (N, G) and p = Vᵀh (r, G), of which ∂/∂U is Σ_g δ_g p_gᵀ, and
+    ∂/∂α of each unit (N, G); float32. With λ = (2/128) Bᵀe and y = tanh(x)
 
-    Nothing is sampled and nothing goes back through time or W0; but the error e goes back through the readout."""
+        δ = α (1 − y²) ⊙ λ        ∂/∂α = (y − h) ⊙ λ
+
+    back_EN: B, which is Wout or what is known of it. Nothing goes back through time or W0; but the error e goes back to every unit."""
     weight_EN, bias_E = decoder
     h_NG, y_NG = windows.state_LNG[0].to(torch.float32), windows.first_NG.tanh().to(torch.float32)
-    error_EG = torch.addmm(bias_E[:, None], weight_EN, h_NG.lerp(y_NG, rollout.leak)) - windows.target_LEG[0]
-    delta_NG = (weight_EN.T @ error_EG).mul_(1 - y_NG.square()).mul_(2 * rollout.leak / EMBEDDING)
-    return delta_NG, v_Nr.to(torch.float32).T @ h_NG
+    leak = rollout.leak.to(torch.float32) if isinstance(rollout.leak, Tensor) else rollout.leak
+    error_EG = torch.addmm(bias_E[:, None], weight_EN, h_NG.lerp(y_NG, leak)) - windows.target_LEG[0]
+    lambda_NG = (back_EN.T @ error_EG).mul_(2 / EMBEDDING)
+    return (1 - y_NG.square()).mul_(lambda_NG).mul_(leak), v_Nr.to(torch.float32).T @ h_NG, lambda_NG * (y_NG - h_NG)
 
 
 def sum_windows(
@@ -206,11 +253,13 @@ def sum_windows(
     sign_LrMG: Tensor,
     real_G: Tensor,
     decoder: tuple[Tensor, Tensor],
+    back_EN: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Over the windows of a tile, some side by side: Σ h q̂ᵀ over their steps and, by feedback, U's Σ δ pᵀ (--trains both, else 0), each
-    float32 (N, r); their losses, how many windows count, and how many there are: real_G bool (G,) says which are no padding."""
+    """Over the windows of a tile, some side by side: Σ h q̂ᵀ over their steps, float32 (N, r), and what learns by feedback, flat: U's Σ δ pᵀ
+    and α's gradient, if they do; their losses, how many windows count, and how many there are: real_G bool (G,) says which are no padding."""
     device = real_G.device
-    sum_Nr, sum_u_Nr = (torch.zeros(u_Nr.shape, device=device) for _ in range(2))
+    sum_Nr, rest = torch.zeros(u_Nr.shape, device=device), torch.zeros(Training.rest_size(config), device=device)
+    sum_u_Nr, sum_leak_X1 = parts_of(rest, config)
     totals_3, at_once = torch.zeros(3, dtype=torch.float64, device=device), groups_at_once(config, device.type)
     # A single step from the zero state is none that V has a part in.
     start = len(real_G) // config.sequence_length if config.window == 1 else 0
@@ -220,12 +269,24 @@ def sum_windows(
         counts_G = real_G[here] & q_LrG.isfinite().all(dim=1).all(dim=0) & loss_G.isfinite()
         h_LNG = some.state_LNG.to(torch.float32).masked_fill(~counts_G, 0)
         sum_Nr += torch.einsum("lng,lrg->nr", h_LNG, q_LrG.to(torch.float32).masked_fill(~counts_G, 0))
-        if config.trains == "both":
-            delta_NG, p_rG = feedback(rollout, v_Nr, some, decoder)
-            sum_u_Nr += delta_NG.masked_fill(~counts_G, 0) @ p_rG.masked_fill(~counts_G, 0).T
+        if has_feedback(config):
+            delta_NG, p_rG, of_leak_NG = (
+                x.masked_fill(~counts_G, 0) for x in feedback(rollout, v_Nr, some, decoder, back_EN)
+            )
+            if sum_u_Nr is not None:
+                sum_u_Nr += delta_NG @ p_rG.T
+            if sum_leak_X1 is not None:
+                sum_leak_X1 += of_leak_NG.sum_to_size(*sum_leak_X1.shape)
         loss = loss_G.masked_fill(~counts_G, 0).sum()
         totals_3 += torch.stack((loss, counts_G.sum(), real_G[here].sum()))
-    return sum_Nr, sum_u_Nr, *totals_3
+    return sum_Nr, rest, *totals_3
+
+
+def parts_of(rest: Tensor, config: Config) -> tuple[Tensor | None, Tensor | None]:
+    """U's part (N, r) and α's (1, 1) or (N, 1) of what learns by feedback; None for what does not."""
+    shape = (config.hidden_size, config.rank)
+    size = math.prod(shape) if config.trains == "both" else 0
+    return rest[:size].view(shape) if size else None, rest[size:, None] if len(rest) > size else None
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -245,7 +306,8 @@ class Training(TruncatedTraining):
 
     @staticmethod
     def rest_size(config: Config) -> int:
-        return config.hidden_size * config.rank if config.trains == "both" else 0
+        of_leak = {"no": 0, "scalar": 1, "per-unit": config.hidden_size}[config.train_leak]
+        return of_leak + (config.hidden_size * config.rank if config.trains == "both" else 0)
 
     @staticmethod
     def signs_of(config: Config) -> ActivitySigns:
@@ -256,8 +318,13 @@ class Training(TruncatedTraining):
         """A window has noise of its own: what goes side by side does not matter to the estimate."""
         return Tiling.of(config.batch_size, SIDE_BY_SIDE)
 
+    def before_tiles(self, iteration: int, decoder: tuple[Tensor, Tensor]) -> None:
+        self.back_EN, probes = decoder[0], self.config.feedback_probes
+        if probes:
+            self.back_EN = probed_readout(self.config.seed, iteration, self.back_EN, probes)
+
     def tile(self, tile: int, iteration: int, decoder: tuple[Tensor, Tensor]) -> TilePart:
-        """Σ over its windows and their steps of h q̂ᵀ; as the rest, U's gradient by feedback."""
+        """Σ over its windows and their steps of h q̂ᵀ; as the rest, what learns by feedback."""
         config, sequences, device = self.config, self.tiling.tile, self.workers.device
         input_TEB, target_TEB, real_B = self.tile_data(tile, iteration)
         u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
@@ -267,15 +334,20 @@ class Training(TruncatedTraining):
             tile * sequences + torch.arange(sequences, device=device)
         )
         sign_LrMG, real_G = self.signs.draw(iteration, ids_WB.flatten()), real_B.repeat(count)
-        sum_Nr, sum_u_Nr, loss, counting, real = sum_windows(
-            config, self.rollout, u_Nr, v_Nr, windows, sign_LrMG, real_G, decoder
+        sum_Nr, rest, loss, counting, real = sum_windows(
+            config, self.rollout, u_Nr, v_Nr, windows, sign_LrMG, real_G, decoder, self.back_EN
         )
-        rest = sum_u_Nr.flatten() / self.scale if config.trains == "both" else None
         raw = config.fitness_shaping == "raw"
-        return TilePart(sum_Nr / self.scale if raw else sum_Nr, loss / self.scale, counting, real, rest=rest)
+        return TilePart(
+            sum_Nr / self.scale if raw else sum_Nr, loss / self.scale, counting, real, rest=rest / self.scale
+        )
 
     def other_gradients(self, rest: Tensor) -> dict[str, tuple[Tensor, float]]:
-        return {"u": (rest.view_as(self.u_Nr), self.config.u_rate_ratio)} if self.config.trains == "both" else {}
+        grad_u_Nr, _ = parts_of(rest, self.config)
+        return {} if grad_u_Nr is None else {"u": (grad_u_Nr, self.config.u_rate_ratio)}
+
+    def leak_gradient(self, rest: Tensor) -> Tensor:
+        return parts_of(rest, self.config)[1]
 
     def unit(self) -> float:
         return self.config.window
@@ -288,8 +360,9 @@ class Training(TruncatedTraining):
         return self.shuffled("u" if self.config.trains == "both" else "v")
 
     @staticmethod
-    def rollouts_per_sequence(config: Config) -> int:
-        return config.probes + 1
+    def rollouts_per_iteration(config: Config) -> int:
+        """A probe of the readout counts a step."""
+        return config.batch_size * (config.probes + 1) + -(-config.feedback_probes // config.sequence_length)
 
     @staticmethod
     def law(config: Config, batch_noise: float) -> float:
@@ -311,14 +384,18 @@ class Training(TruncatedTraining):
             windows = cut(rollout, u_Nr, v_Nr, rollout.drive(z_TEB), z_TEB, config.window)
             sign_LrMG = Training.signs_of(config).draw(1, torch.arange(groups, device=workers.device))
             real_G = torch.ones(groups, dtype=torch.bool, device=workers.device)
-            sum_windows(config, rollout, u_Nr, v_Nr, windows, sign_LrMG, real_G, decoder)[
-                0
-            ].sum().item()  # on a GPU: wait for it
+            sum_Nr, *_ = sum_windows(config, rollout, u_Nr, v_Nr, windows, sign_LrMG, real_G, decoder, decoder[0])
+            sum_Nr.sum().item()  # on a GPU: wait for it
             seconds.append(time.perf_counter() - started)
         return [
             f"{config.probes} probes in {config.window * config.rank:,} dimensions, {config.batch_size:,} sequences: cosine of at most "
             f"{Training.law(config, 1.0):.3f} to the truncated gradient, by the law; less, the more sequences differ",
             *Training.cost_lines(config, workers, at_once * (config.probes + 1), min(seconds)),
+            *(
+                [f"probes of the readout: {2 * config.feedback_probes * config.hidden_size * 4 / 1e6:,.1f} MB"]
+                if config.feedback_probes
+                else []
+            ),
         ]
 
 

@@ -1,10 +1,10 @@
-"""Draw a saved run of rank_space_es: three figures in viz/, or five (see below). Reads files only, never trains.
+"""Draw a saved run of rank_space_es: three figures in viz/, or up to six (see below). Reads files only, never trains.
 
 python visualize_rank_space_es.py                              # the committed results, laptop preset, seed 0
 python visualize_rank_space_es.py --run runs/laptop-seed0 --out /some/folder
 
-The cosine to the gradient is drawn where the run measured it. The figure of errors by cost is not of one run: it is drawn from the
-committed results, of other experiments too.
+The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon). The
+figure of errors by cost is not of one run: it is drawn from the committed results, of other experiments too.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ from common.figures import (
     headed_figure,
     label_right,
     load_run,
-    save_png,
+    save_figures,
     style,
 )
 from common.results import read_result
 from common.results_figures import HALO, curve_limits, curve_of, draw_curves, time_ticks
-from common.run_figures import SHAPES, adapter_spectra, prediction_vs_target
+from common.run_figures import SHAPES, adapter_spectra, closed_loop_error, leaks, prediction_vs_target
 from common.truncated_figures import comparable, cosine_to_gradient, machine_of, read_results, training_curves
 
 HERE = Path(__file__).resolve().parent
@@ -148,13 +148,13 @@ def main(argv: list[str] | None = None) -> int:
         figures = {
             "training_curves": training_curves(run, sizes(run), "probes"),
             "prediction_vs_target": prediction_vs_target(run),
+            "closed_loop_error": closed_loop_error(run),
+            "leaks": leaks(run),
             "adapter_spectra": adapter_spectra(run),
             "cosine_to_gradient": cosine_to_gradient(run, sizes(run)),
             "error_by_cost": error_by_cost(ROOT),
         }
-        for name, figure in figures.items():
-            if figure is not None:
-                print(save_png(figure, options.out / "viz" / f"{name}.png"))
+        save_figures(figures, options.out / "viz")
     return 0
 
 

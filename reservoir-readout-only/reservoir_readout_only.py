@@ -29,7 +29,7 @@ from common.decoder import SCHEDULES, DecoderSettings, make_decoder, scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import run_main
-from common.problem import FREE_LEAK, Problem, ProblemSettings
+from common.problem import FIFTY_FRAMES, FREE_LEAK, HUNDRED_FRAMES, TWO_DIGITS, Problem, ProblemSettings
 from common.rollout import Rollout
 from common.run import RunSettings, setting
 
@@ -64,6 +64,10 @@ PRESETS = {
     "h200": dict(iterations=400, decoder_steps=50, batch_size=256, train_sequences=1_000_000),
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
+    # Rungs of the brief's schedule, one at a time.
+    "two-digits": dict(**LAPTOP, **TWO_DIGITS),
+    "fifty-frames": dict(**LAPTOP, **FIFTY_FRAMES),
+    "hundred-frames": dict(**LAPTOP, **HUNDRED_FRAMES),
 }  # fmt: skip
 
 

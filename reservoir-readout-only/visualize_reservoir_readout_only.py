@@ -3,6 +3,8 @@ trains.
 
     python visualize_reservoir_readout_only.py                    # the committed results, laptop preset, seed 0
     python visualize_reservoir_readout_only.py --run runs/laptop-seed0 --out /some/folder
+
+Errors in closed loop are one figure more, drawn where the run has them (--horizon).
 """
 
 import argparse
@@ -43,10 +45,11 @@ from common.figures import (
     read_json,
     references,
     robust_limits,
-    save_png,
+    save_figures,
     seriation,
     style,
 )
+from common.run_figures import closed_loop_error
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
@@ -376,7 +379,12 @@ def _finalists(axes: Axes, first: list[dict], final: list[dict], sizes: list[int
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-FIGURES = {"training_curves": training_curves, "hidden_states": hidden_states, "readout": readout}
+FIGURES = {
+    "training_curves": training_curves,
+    "hidden_states": hidden_states,
+    "readout": readout,
+    "closed_loop_error": closed_loop_error,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -390,9 +398,9 @@ def main(argv: list[str] | None = None) -> int:
     run = load_run(options.run, COMMITTED, SHAPES, needs, settings=("hidden_size", "decoder_steps", "batch_size"))
     measured = load_sweep(options.sweep)
     with style():
-        figures = {name: draw(run) for name, draw in FIGURES.items()} | {"sweep": sweep(measured)}
-        for name, figure in figures.items():
-            print(save_png(figure, options.out / "viz" / f"{name}.png"))
+        save_figures(
+            {name: draw(run) for name, draw in FIGURES.items()} | {"sweep": sweep(measured)}, options.out / "viz"
+        )
     return 0
 
 

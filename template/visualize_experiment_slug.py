@@ -2,6 +2,8 @@
 
 python visualize_experiment_slug.py                       # the committed results
 python visualize_experiment_slug.py --run runs/laptop-seed0 --out /some/folder
+
+Errors in closed loop are one figure more, drawn where the run has them (--horizon).
 """
 
 from pathlib import Path
@@ -25,9 +27,10 @@ from common.figures import (
     odd_window,
     predictor,
     references,
-    save_png,
+    save_figures,
     style,
 )
+from common.run_figures import closed_loop_error
 
 HERE = Path(__file__).resolve().parent
 COMMITTED = HERE / "results" / "smoke-seed0"  # laptop-seed0 once that is published
@@ -76,15 +79,18 @@ def hidden_states(run: SavedRun) -> Figure:
     return figure
 
 
-FIGURES = {"training_curves": training_curves, "hidden_states": hidden_states}
+FIGURES = {
+    "training_curves": training_curves,
+    "hidden_states": hidden_states,
+    "closed_loop_error": closed_loop_error,  # of a run with --horizon
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     options = figure_arguments(__doc__.splitlines()[0], HERE, "viz/", argv)
     run = load_run(options.run, COMMITTED, SHAPES, needs=("train_loss", "validation_mse"), settings=("hidden_size",))
     with style():
-        for name, draw in FIGURES.items():
-            print(save_png(draw(run), options.out / "viz" / f"{name}.png"))
+        save_figures({name: draw(run) for name, draw in FIGURES.items()}, options.out / "viz")
     return 0
 
 

@@ -95,7 +95,7 @@ def training_of(experiment, request):
             config, _ = experiment.parse_arguments(request.module.flags(**changes))
             digits = config.load_digits()
             problem = config.problem(digits)
-            embeddings = Embeddings(problem, digits, config.train_sequences, workers)
+            embeddings = Embeddings(problem, digits, config.train_sequences, workers, config.horizon)
             embeddings.prepare(workers)
             training = experiment.Training(config, problem, embeddings, workers)
             assert training.prepare(progress=False)

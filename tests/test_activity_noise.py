@@ -6,7 +6,16 @@ import pytest
 import torch
 from test_windows import B, N, Network, R, T
 
-from common.activity_noise import KINDS, ActivityNoise, ActivitySigns, activity_gradients, credited, hadamard_rows
+from common.activity_noise import (
+    KINDS,
+    ActivityNoise,
+    ActivitySigns,
+    activity_gradients,
+    credited,
+    full_set,
+    hadamard_rows,
+    probed_readout,
+)
 from common.encoder import EMBEDDING
 from common.windows import member_errors
 
@@ -169,3 +178,25 @@ def test_few_probes_have_it_in_expectation(discount):
     bias = float((got_LrG.mean(dim=2) - expected_Lr).square().sum())
     assert bias < 2 * spread / times
     assert spread / times < 0.01 * float(expected_Lr.square().sum())  # so that another gradient would not pass
+
+
+# --- The readout -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_set_of_probes_tells_the_readout():
+    weight_EN = torch.randn(EMBEDDING, 50, generator=torch.Generator().manual_seed(0))
+    assert [full_set(n) for n in (1, 2, 3, 50, 64)] == [1, 2, 4, 64, 64]
+    got = probed_readout(3, 1, weight_EN, full_set(50))
+    assert torch.allclose(got, weight_EN, rtol=0, atol=1e-5)
+
+
+def test_few_probes_tell_the_readout_on_average():
+    """Unbiased, and E|B − Wout|² = (N/M − 1) |Wout|² for the first M rows of a full matrix."""
+    weight_EN, draws = torch.randn(EMBEDDING, 64, generator=torch.Generator().manual_seed(0)), 2000
+    mean_EN, spread = torch.zeros_like(weight_EN), 0.0
+    for iteration in range(draws):
+        error_EN = probed_readout(3, iteration, weight_EN, 8) - weight_EN
+        mean_EN += error_EN / draws
+        spread += float(error_EN.square().sum() / weight_EN.square().sum()) / draws
+    assert spread == pytest.approx(64 / 8 - 1, rel=0.02)
+    assert float(mean_EN.norm() / weight_EN.norm()) == pytest.approx(math.sqrt(spread / draws), rel=0.2)

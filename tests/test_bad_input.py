@@ -50,7 +50,7 @@ GIF = {slug: f"{slug}/make_{MODULE[slug]}_gif.py" for slug in TINY}
 SWEEP = f"{READOUT}/sweep_reservoir_readout_only.py"
 MEMORY = f"{BPTT}/measure_memory_by_length.py"
 COSINE = f"{ES}/measure_cosine_by_dimensions.py"
-CATALOG = "common/catalog.py"
+CATALOG, MANY = "common/catalog.py", "common/sweep.py"
 LONG_NAME, LONG_PATH = "n" * 300, "/".join(["n" * 200] * 30)
 DEEP = "[" * 100_000  # valid as far as it goes, and more than a parser's stack takes
 
@@ -264,6 +264,10 @@ VALUES = [
     Row("a seed of two lines", ES, ["--seed", "1\n2"], ["--seed", r"'1\n2'"]),
     Row("a seed of 5,000 digits", BPTT, ["--seed", "9" * 5000], ["--seed", "whole number"]),
     Row("a seed beyond 63 bits", READOUT, ["--seed", str(2**63)], ["--seed", "whole number"]),
+    Row("a horizon in the past", ES, "--horizon -1", ["--horizon", "≥ 0 and ≤ 100", "'-1'"], types_it=True),
+    Row("half a frame ahead", BPTT, "--horizon 2.5", ["--horizon", "whole number", "'2.5'"]),
+    Row("a horizon without end", RANK, ["--horizon", "1" + "0" * 400], ["--horizon", "≤ 100"]),
+    Row("a run scored up to a word", READOUT, "--evaluate --horizon x", ["--horizon", "'x'"], (saved(READOUT),)),
     Row("two threads and a half", BPTT, "--threads 2.5", ["--threads", "whole number"]),
     Row("more threads than make sense", READOUT, "--threads 1025", ["--threads", "1024"]),
     Row("σ of nothing", ES, "--sigma 0", ["--sigma", "> 0"]),
@@ -303,6 +307,26 @@ VALUES = [
         "--trains both --window 3",
         ["--trains both needs --window 1"],
         types_it=True,
+    ),
+    Row("feedback for nothing that learns by it", RANK, "--feedback-probes 2", ["--feedback-probes", "--trains both"]),
+    Row("credit for α beyond the next step", RANK, "--train-leak scalar --window 3", ["--train-leak needs --window 1"]),
+    Row(
+        "a leak of a network without one",
+        BPTT,
+        "--core gru --train-leak scalar",
+        ["--train-leak", "--trains adapter"],
+        types_it=True,
+    ),
+    Row("a leak of every member on a kernel with one", ES, "--train-leak scalar --kernel fused", ["--kernel"]),
+    Row("noise of a leak that stays", ES, "--leak-sigma 0.2", ["--leak-sigma", "--train-leak"], types_it=True),
+    Row("a second leak", BPTT, "--trains all --train-leak per-unit", ["--train-leak", "--trains adapter"]),
+    Row("a leak of another kind", BPTT, "--train-leak each", ["--train-leak", "no, scalar, per-unit"]),
+    Row("a rate for a U that stays", RANK, "--u-rate-ratio 0.5", ["--u-rate-ratio", "--trains v"]),
+    Row(
+        "probes of the readout beyond a full set",
+        RANK,
+        "--trains both --feedback-probes 131072",
+        ["--feedback-probes 131,072", "at most"],
     ),
     Row("matrices only", BPTT, "--optimizer muon --trains all", ["--optimizer muon", "matrices only"], types_it=True),
     Row("an optimiser that is not there", TRUNCATED, "--optimizer lion", ["adam, muon"]),
@@ -506,6 +530,10 @@ FILES = [
 IN_REPOSITORY = ["--root", "repository"]
 PUBLISH = ["publish", "run", *IN_REPOSITORY]
 RESULTS = [
+    Row("a sweep of nothing", MANY, [RANK, "--folder", "runs", "--vary", "rank"], ["--vary", "NAME=VALUE"], types_it=True),
+    Row("a sweep nowhere", MANY, [RANK, "--vary", "rank=2"], ["--folder"]),
+    Row("a sweep of no experiment", MANY, ["no-such", "--folder", "runs", "--vary", "rank=2"], ["no-such: no such stub", RANK]),
+    Row("a sweep that an experiment refuses", MANY, [RANK, "--folder", "runs", "--vary", "window=1,3"], ["--window must divide"]),
     Row("no command", CATALOG, [], ["command"]),
     Row("a command that is not there", CATALOG, "bake", ["bake"], types_it=True),
     Row("no repository", CATALOG, "results --check --root nowhere", ["--root", "nowhere"]),
@@ -531,6 +559,8 @@ RESULTS = [
     Row("a result that has diverged", CATALOG, PUBLISH, ["run/results.json", "'test_mse'"], (repository(test_mse=None),)),
     Row("an error beyond every float", CATALOG, PUBLISH, ["'test_mse'", "finite"], (repository(test_mse=10**400),)),
     Row("a wallclock of NaN", CATALOG, PUBLISH, ["NaN is not a number"], (repository(wallclock_s=float("nan")),)),
+    Row("an error for each frame ahead that is no list", CATALOG, PUBLISH, ["'closed_loop_test_mse'", "a list of"],
+        (repository(closed_loop_test_mse=0.5),)),
     Row("a result of no experiment", CATALOG, PUBLISH, ["'elsewhere'"], (repository(stub="elsewhere"),)),
     Row("a preset that leads elsewhere", CATALOG, PUBLISH, ["'preset'"], (repository(preset="../../elsewhere"),)),
     Row("a preset of two lines", CATALOG, PUBLISH, ["'preset'"], (repository(preset="lap\ntop"),)),
@@ -618,6 +648,11 @@ DRAWINGS = [
             (DRAW[ES], "encrypted figures", RUN, ["run/figures.npz"], (saved(ES), encrypted)),
             (GIF[READOUT], "a plain array for figures", RUN, ["run/figures.npz"],
              (saved(READOUT), write("run/figures.npz", numpy_bytes(np.zeros(3))))),
+            (DRAW[BPTT], "errors ahead in words", RUN, ["run/results.json", "'closed_loop_test_mse'"],
+             (saved(BPTT), json_with("run/results.json", closed_loop_test_mse=["x"]))),
+            (DRAW[READOUT], "no errors ahead", RUN, ["run/results.json", "'trivial_closed_loop_test_mse.ar3'"],
+             (saved(READOUT), json_with("run/results.json", closed_loop_test_mse=[1.0],
+                                        trivial_closed_loop_test_mse={"ar3": []}))),
             (GIF[ES], "sequence zero", [*RUN, "--sequence", "0"], ["--sequence 0", "1 … 3"], (saved(ES),)),
             (GIF[BPTT], "a sequence too many", [*RUN, "--sequence", "4"], ["--sequence 4", "1 … 3"], (saved(BPTT),)),
             (GIF[BPTT], "a sequence in words", [*RUN, "--sequence", "one"], ["--sequence", "'one'"], (saved(BPTT),)),
@@ -743,8 +778,8 @@ TYPED = [row for row in TABLE if row.types_it]
 
 def load(path: Path):
     """A script as a module, loaded once."""
-    if CATALOG in str(path):
-        return importlib.import_module("common.catalog")
+    if path.parent.name == "common":
+        return importlib.import_module(f"common.{path.stem}")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(path.parent))
         return importlib.import_module(path.stem)
@@ -826,7 +861,7 @@ def test_so_it_is_where_a_user_types_it(rows, runs, tmp_path, monkeypatch):
 
     def type_it(number: int) -> subprocess.CompletedProcess:
         script, words = script_of(rows[number].script), [os.fsencode(word) for word in rows[number].arguments]
-        program = ["-m", "common.catalog"] if rows[number].script == CATALOG else [script]
+        program = ["-m", f"common.{script.stem}"] if rows[number].script in (CATALOG, MANY) else [script]
         return subprocess.run(
             [sys.executable, *program, *words], cwd=tmp_path / str(number), capture_output=True, timeout=PATIENCE_S
         )

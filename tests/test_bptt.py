@@ -11,6 +11,7 @@ from conftest import ROOT, assert_same_run, flags_of, results
 
 from common import es
 from common.evaluation import inputs_and_targets
+from common.leak import TrainedLeak
 from common.reservoir import draw_reservoir, rollout_reference
 from common.rollout import Rollout
 
@@ -48,6 +49,42 @@ def test_the_adjoint_by_hand_is_the_gradient_that_autograd_finds(experiment, top
     expected = torch.autograd.grad((states.transpose(1, 2) * weight).sum(), leaves)
     for ours, theirs in zip(got, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "per-unit"])
+@pytest.mark.parametrize("trains", ["adapter", "v"])
+def test_the_adjoint_has_the_gradient_of_a_leak_that_learns(experiment, kind, trains):
+    generator = torch.Generator().manual_seed(0)
+    rollout = Rollout(draw_reservoir(40, 4, 0), 0.4, 1.0, dtype=torch.float64)
+    leak = TrainedLeak(rollout, kind, 0.4, 0.1)
+    leak.step(torch.randn(leak.alpha_X1.shape, generator=generator), 0.5)
+    u, v = (torch.randn(40, 3, dtype=torch.float64, generator=generator) * 0.3 for _ in range(2))
+    z = torch.randn(6, 128, 5, dtype=torch.float64, generator=generator)
+    weight = torch.randn(6, 40, 5, dtype=torch.float64, generator=generator)
+    core = experiment.ReservoirCore(rollout, u, v, trains)
+    got = torch.autograd.grad((core(z) * weight).sum(), core.parameters)
+    leaves = [x.detach().clone().requires_grad_() for x in (u, v, leak.alpha_X1)]
+    states = rollout_reference(rollout.reservoir, leaves[0], leaves[1], leaves[2].T, z.transpose(1, 2))
+    expected = torch.autograd.grad((states.transpose(1, 2) * weight).sum(), leaves)
+    for ours, theirs in zip(got, expected if trains == "adapter" else expected[1:], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_leak_that_learns_takes_its_own_step(training_of):
+    """Adam on the logit, and the rollout that scores the core has it."""
+    training = training_of(train_leak="per-unit", leak_rate=0.1, rate_warmup=0, schedule="constant", trains="v")
+    training.iterate()  # V leaves zero, and so does the decoder, without which α has no gradient
+    assert training.rollout.leak is training.leak.alpha_X1 and len(training.stepped) == 1
+    metrics = training.iterate()
+    logit = torch.logit(training.leak.alpha_X1.detach())
+    # The second step of Adam whose first gradient was zero: the means of what it has seen of gradient and square, without their bias.
+    expected = 0.1 * ((1 - 0.9) / (1 - 0.9**2)) / ((1 - 0.999) / (1 - 0.999**2)) ** 0.5
+    assert float(logit.abs().median()) == pytest.approx(expected, rel=1e-2)
+    assert metrics["leak_least"] < 0.5 < metrics["leak_most"]
+    z_TEB, _ = training.minibatch(1, torch.zeros(1, dtype=torch.int64))
+    expected = training.core(z_TEB).transpose(0, 1)
+    assert torch.allclose(training.states(z_TEB), expected, atol=1e-6)
+    assert any(tensor is training.leak.alpha_X1 for tensor in training.trained_tensors())
 
 
 @pytest.mark.parametrize("trains", ["adapter", "v"])
@@ -116,7 +153,9 @@ def test_without_noise_a_member_of_the_population_has_the_loss_of_the_forward_pa
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"trains": "v"}, {"trains": "all"}, {"core": "gru"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"trains": "v"}, {"trains": "all"}, {"train_leak": "per-unit"}, {"core": "gru"}], ids=str
+)
 def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch, changes):
     whole = run("whole", **changes)
     iterate = experiment.Training.iterate

@@ -64,9 +64,9 @@ POSITIVE_INTEGERS = """hidden-size rank in-degree population-pairs batch-size se
     validation-sequences test-sequences decoder-steps decoder-batch-size decoder-refit checkpoint-every
     evaluate-every""".split()
 INTEGERS_FROM_ZERO = """seed data-seed encoder-seed reservoir-seed threads decoder-warmup patience
-    measure-cosine-every u-directions""".split()
+    measure-cosine-every u-directions horizon grown-from""".split()
 POSITIVE_NUMBERS = """sigma u-scale sigma-end learning-rate decoder-learning-rate gain input-scale guard loss-clip
-    failure-loss rank-timeout decoder-penalty decoder-memory u-sigma-ratio u-rate-ratio""".split()
+    failure-loss rank-timeout decoder-penalty decoder-memory u-sigma-ratio u-rate-ratio leak-rate leak-sigma""".split()
 NO_INTEGER = ("x", "", "1.5", "1e3", "nan", "inf", "-inf", "-1", "-3.5", "-1e3")
 NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
 
@@ -82,6 +82,7 @@ NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
         ("hidden-size", "1", "a whole number ≥ 2"),  # the embedding of a single unit is no recurrent core
         ("hidden-size", "9" * 400, "a whole number"),  # larger than any float
         ("seed", str(2**63), "a whole number ≥ 0"),
+        ("horizon", "101", "a whole number ≥ 0 and ≤ 100"),
         ("digits", "3", "one of 1, 2"),
         ("digits", "0", "one of 1, 2"),
         ("digits", "one", "one of 1, 2"),

@@ -186,17 +186,17 @@ def test_any_flags_give_a_configuration_within_its_limits_or_one_line_that_names
 
 # Settings that say how much there is to do, and those that would take another machine or other files.
 SIZES = {
-    "hidden_size": st.integers(2, 24), "rank": st.integers(1, 24), "in_degree": st.integers(1, 24),
+    "hidden_size": st.integers(2, 24), "grown_from": st.sampled_from([0, 5, 9]), "rank": st.integers(1, 24), "in_degree": st.integers(1, 24),
     "sequence_length": st.sampled_from([1, 2, 4]), "train_sequences": st.sampled_from([1, 2, 9]),
     "validation_sequences": st.sampled_from([1, 2]), "test_sequences": st.sampled_from([1, 2]),
     "iterations": st.integers(1, 2), "population_pairs": st.sampled_from([1, 2, 3, 9]), "batch_size": st.integers(1, 4),
     "decoder_batch_size": st.integers(1, 4), "decoder_warmup": st.sampled_from([0, 1, 9]), "decoder_steps": st.integers(1, 3),
-    "window": st.sampled_from([1, 2, 4]), "members": st.sampled_from([2, 3, 9]),
+    "horizon": st.sampled_from([0, 1, 3]), "window": st.sampled_from([1, 2, 4]), "members": st.sampled_from([2, 3, 9]),
     "threads": st.sampled_from([0, 1, 3]), "dtype": st.sampled_from(["float32", "float64"]),
 }  # fmt: skip
 LEFT_ALONE = {
     "data_seed", "encoder_seed", "digit_source", "mnist_dir", "public_test_file", "device", "backend", "kernel", "tensorboard",
-    "rank_timeout",
+    "rank_timeout", "start_from",
 }  # fmt: skip
 SCALES = [1e-300, 1e-40, 1e-12, 1e-3, 0.1, 0.5, 1.0, 3.0, 1e3, 1e12, 1e30, 1e300]
 
@@ -313,6 +313,10 @@ OWN = {
             RANK,
             "--dtype float64 --measure-cosine-every 1 --decoder ridge --fitness-shaping standardised --noise independent",
         ),
+        (ES, "--horizon 100 --dtype float64"),
+        (TRUNCATED, "--horizon 1 --digits 2"),
+        (RANK, "--horizon 3 --standardise none"),
+        (READOUT, "--horizon 3 --sequence-length 1"),
         # States that are zero in float32: a ridge readout has nothing to be fitted on.
         (READOUT, "--input-scale 1e-50"),
         (READOUT, "--leak 1e-300"),

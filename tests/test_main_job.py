@@ -62,6 +62,31 @@ def test_an_iteration_steps_down_the_gradient_that_autograd_finds(training_of, n
     assert float(-step @ gradient / gradient.square().sum()) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.parametrize("train_leak", ["scalar", "per-unit"])
+def test_the_estimate_of_the_leak_is_the_gradient_that_autograd_finds(training_of, monkeypatch, train_leak):
+    """Of α's logit, through time; θ's noise so small that losses know of nothing else."""
+    training, problem = training_of(
+        hidden_size=24, batch_size=8, population_pairs=2000, fitness_shaping="raw", sigma=1e-12, adapter_start="small",
+        dtype="float64", decoder_warmup=10, train_leak=train_leak, leak_sigma=1e-3,
+    )  # fmt: skip
+    logit = training.leak.logit_X1.double().requires_grad_()
+    weight, bias = training.decoder.frozen_copy()
+    inputs, targets = training.minibatch(1, torch.tensor([0]))
+    reservoir = problem.reservoir().to("cpu", torch.float64)
+    adapter = training.u_Nr.double(), training.v_Nr.double()
+    states = rollout_reference(reservoir, *adapter, torch.sigmoid(logit).T, inputs.double().permute(0, 2, 1))
+    loss = (states @ weight.double().T + bias.double() - targets.double().permute(0, 2, 1)).square().mean()
+    expected = torch.autograd.grad(loss, logit)[0]
+    steps = []
+    monkeypatch.setattr(training.leak, "step_logit", lambda gradient, rate: steps.append((gradient, rate)))
+    training.iterate()
+    (got, rate), dimensions = steps[0], len(logit)
+    assert got.shape == logit.shape and rate == training.config.leak_rate
+    cosine = torch.nn.functional.cosine_similarity(got.double().flatten(), expected.flatten(), dim=0)
+    assert float(cosine) == pytest.approx(laws.expected_cosine(2000, dimensions - 1), abs=0.01)
+    assert float((got.double() * expected).sum() / expected.square().sum()) == pytest.approx(1, abs=0.1)
+
+
 def run(main, folder, **changes):
     assert main(*flags(**changes), "--run-dir", folder) == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -78,7 +103,13 @@ def test_an_error_of_one_means_predicting_the_mean(main, tmp_path, changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(topology="erdos-renyi"), dict(weight_scale="variance"), dict(adapter_start="small"), dict(optimizer="sgd")],
+    [
+        dict(topology="erdos-renyi"),
+        dict(weight_scale="variance"),
+        dict(adapter_start="small"),
+        dict(optimizer="sgd"),
+        dict(train_leak="scalar"),
+    ],
     ids=lambda changes: next(iter(changes.values())),
 )
 def test_variants_run_and_train(main, tmp_path, changes):

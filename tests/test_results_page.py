@@ -1,5 +1,6 @@
 """RESULTS.md of a made-up repository: its numbers, what it says of them, and that stale pages and figures are noticed."""
 
+import json
 import subprocess
 import sys
 
@@ -523,3 +524,31 @@ def test_checking_needs_neither_torch_nor_matplotlib(drawn):
     )
     done = subprocess.run([sys.executable, "-c", code, drawn], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("[]") and not {"torch", "matplotlib", "scipy"} & set(done.stdout.split())
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def measured(root, rows) -> str:
+    """The page with a measurement of memory: rows of (way, T, bytes)."""
+    path = root / SLUG / "measurements" / "memory_by_length.json"
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"method": way, "sequence_length": length, "peak_bytes": peak} for way, length, peak in rows]
+    sizes = {"hidden_size": 2000, "rank": 32, "batch_size": 64}
+    path.write_text(json.dumps({"rows": rows, "sizes": sizes, "environment": {"device_name": "Abacus"}}))
+    return render(load_results(root), root)
+
+
+def test_memory_stands_in_a_table_against_length(root):
+    text = measured(root, [("bptt", 50, 107.2e6), ("bptt", 20, 44.96e6), ("probes", 20, 13e6), ("probes", 50, 31.8e6)])
+    assert "| peak memory, MB | T = 20 | T = 50 |" in text
+    assert cells(text, "a step of backpropagation")[1:] == ["45.0", "107.2"]
+    assert cells(text, "rank-space ES")[1:] == ["13.0", "31.8"]
+    assert "N = 2,000, r = 32, 64 sequences" in text and "one thread of Abacus" in text
+    assert "a pair of" not in text  # was not measured
+    assert "Memory against T" not in render(load_results(root))
+
+
+def test_a_broken_measurement_of_memory_is_named(root):
+    with pytest.raises(BadInput, match="memory_by_length.json: is no measurement"):
+        measured(root, [("bptt", 20, "much")])

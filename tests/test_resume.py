@@ -293,7 +293,7 @@ def test_after_a_restart_an_old_run_is_still_overwritten(main, finished, referen
 
 
 @pytest.mark.parametrize("changes", [{"noise": "gaussian"}, {"own_data": True}, {"optimizer": "sgd"}, {"noise_projection": "visited", "own_data": True},
-                                     {"sigma_schedule": "adaptive"}, {"decoder": "ridge", "decoder_refit": 3}])  # fmt: skip
+                                     {"sigma_schedule": "adaptive"}, {"decoder": "ridge", "decoder_refit": 3}, {"train_leak": "scalar"}])  # fmt: skip
 def test_every_state_of_training_is_saved(main, reference, tmp_path, killed_at, monkeypatch, changes):
     """Stopped and resumed half-way, on two threads instead of one."""
     expected, folder = reference(**changes), tmp_path / "run"

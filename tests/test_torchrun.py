@@ -59,6 +59,7 @@ def test_projected_noise_is_added_up_in_the_order_of_the_tiles(torchrun, referen
     """Its estimate is made of what each tile keeps, and not drawn again by every rank."""
     changes = {"noise_projection": "visited", "own_data": True, "batch_size": 1, "fitness_shaping": "sign"}
     changes |= {"decoder": "ridge", "decoder_refit": 2, "u_directions": 3, "u_sigma_ratio": 2.0, "u_rate_ratio": 0.5}
+    changes |= {"train_leak": "per-unit"}
     code, _, stderr = torchrun(ranks, *flags(**changes), "--run-dir", tmp_path / "run").end()
     assert code == 0, stderr
     assert_same_run(tmp_path / "run", reference(**changes))

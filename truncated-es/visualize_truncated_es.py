@@ -1,10 +1,10 @@
-"""Draw a saved run of truncated_es: three figures in viz/, or five (see below). Reads files only, never trains.
+"""Draw a saved run of truncated_es: three figures in viz/, or up to six (see below). Reads files only, never trains.
 
 python visualize_truncated_es.py                               # the committed results, laptop preset, seed 0
 python visualize_truncated_es.py --run runs/laptop-seed0 --out /some/folder
 
-The cosine to the gradient is drawn where the run measured it. The figure of errors by window is not of one run: it is drawn from the
-committed results.
+The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon). The
+figure of errors by window is not of one run: it is drawn from the committed results.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ from common.figures import (
     label_right,
     load_run,
     robust_limits,
-    save_png,
+    save_figures,
     style,
 )
 from common.results import changed_settings, run_name
-from common.run_figures import SHAPES, adapter_spectra, prediction_vs_target
+from common.run_figures import SHAPES, adapter_spectra, closed_loop_error, prediction_vs_target
 from common.truncated_figures import comparable, cosine_to_gradient, machine_of, read_results, training_curves
 
 HERE = Path(__file__).resolve().parent
@@ -149,13 +149,12 @@ def main(argv: list[str] | None = None) -> int:
         figures = {
             "training_curves": training_curves(run, sizes(run)),
             "prediction_vs_target": prediction_vs_target(run),
+            "closed_loop_error": closed_loop_error(run),
             "adapter_spectra": adapter_spectra(run),
             "cosine_to_gradient": cosine_to_gradient(run, sizes(run)),
             "error_by_window": error_by_window(results, backpropagation),
         }
-        for name, figure in figures.items():
-            if figure is not None:
-                print(save_png(figure, options.out / "viz" / f"{name}.png"))
+        save_figures(figures, options.out / "viz")
     return 0
 
 
