@@ -328,8 +328,12 @@ class Workers:
             self._roll_call(error)
 
     def _roll_call(self, error: RuntimeError) -> NoReturn:
-        """Find out who is still there. torch's backends say that an operation failed, and not always because of whom."""
-        names = [f"still there at exchange {self.exchanges}: rank {rank}" for rank in range(self.world_size)]
+        """Find out who is still there. torch's backends say that an operation failed, and not always because of whom.
+
+        The names are the same at any exchange: what one rank still got of the one that hangs, another may not have got, and then
+        they fail in two exchanges that follow one another. A rank ends with the roll call, so that there is one in an attempt.
+        """
+        names = [f"still there: rank {rank}" for rank in range(self.world_size)]
         missing = set(range(self.world_size)) - {self.rank}
         deadline = time.monotonic() + ROLL_CALL_S
         try:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -27,6 +28,9 @@ from conftest import (
     wait_until_gone,
     write_launcher,
 )
+
+from common.dist import Workers
+from common.errors import Fault
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc"),
@@ -254,6 +258,28 @@ def test_a_rank_that_hangs_is_named_and_replaced(torchrun, reference, tmp_path):
         assert f"rank {rank}: an exchange with the other ranks failed" in stderr
     assert "rank(s) 1 died or hung" in stderr and "rank(s) 1, " not in stderr and not traceback_of_ours(stderr)
     assert_same_run(folder, reference(**changes))
+
+
+def test_ranks_that_fail_one_exchange_apart_see_each_other(monkeypatch):
+    """The rank that hangs may have answered one of the others, which is then one exchange further."""
+    monkeypatch.setattr("common.dist.ROLL_CALL_S", 1.0)
+    store, complaints = torch.distributed.HashStore(), {}
+
+    def fail(rank: int) -> None:
+        workers = Workers(torch.device("cpu"))
+        workers.store, workers.rank, workers.world_size, workers.exchanges = store, rank, 3, 40 + rank
+        try:
+            workers._roll_call(RuntimeError("timed out"))
+        except Fault as fault:
+            complaints[rank] = str(fault)
+
+    threads = [threading.Thread(target=fail, args=(rank,)) for rank in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(complaints) == [0, 2]
+    assert all("rank(s) 1 died or hung" in complaint for complaint in complaints.values())
 
 
 # --- Ranks that come apart -------------------------------------------------------------------------------------------
