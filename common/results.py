@@ -205,7 +205,7 @@ def changed_settings(saved: dict, other: dict) -> list[str]:
 # --- Publishing ------------------------------------------------------------------------------------------------------
 
 
-def _evenly(items: list, count: int) -> list:
+def evenly(items: list, count: int) -> list:
     """`count` of the items, evenly spaced, the first and the last among them (all of them where there are fewer)."""
     if len(items) <= count:
         return items
@@ -228,8 +228,8 @@ def thin_history(lines: list[str], limit: int = HISTORY_LINES) -> list[str]:
                 kept.add(number)
         except (ValueError, AttributeError, RecursionError):
             raise BadInput(f"metrics.jsonl, line {number + 1}: not a JSON object") from None
-    kept = set(_evenly(sorted(kept), limit))
-    kept |= set(_evenly([n for n in range(len(lines)) if n not in kept], limit - len(kept)))
+    kept = set(evenly(sorted(kept), limit))
+    kept |= set(evenly([n for n in range(len(lines)) if n not in kept], limit - len(kept)))
     return [lines[n] for n in sorted(kept)]
 
 

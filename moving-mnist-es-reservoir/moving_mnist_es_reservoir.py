@@ -494,8 +494,7 @@ class Training(ForwardTraining):
 
 
 def main(argv: list[str] | None = None) -> int:
-    config, options = parse_arguments(argv)
-    return experiment.launch(config, options, Training, __file__)
+    return experiment.launch(*parse_arguments(argv), Training, __file__, parse_arguments)
 
 
 if __name__ == "__main__":
