@@ -42,6 +42,8 @@ FREE_LEAK = dict(leak=1.0, gain=0.6, input_scale=0.03)
 TWO_DIGITS = dict(digits=2)
 FIFTY_FRAMES = dict(sequence_length=50)
 HUNDRED_FRAMES = dict(sequence_length=100)
+# Where the whole schedule begins that a laptop can climb in minutes (--curriculum): N = 400 → 1000, T = 20 → 100.
+CURRICULUM = dict(hidden_size=400, train_sequences=2000, validation_sequences=500, test_sequences=1000)
 
 
 @dataclass(frozen=True)
