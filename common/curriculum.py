@@ -18,10 +18,10 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import write_json
-from common.results import evenly
+from common.results import CURRICULUM, evenly
 from common.run import RunFolder
 
-LOG = "curriculum.json"
+LOG = CURRICULUM
 CURVE_POINTS = 60
 # Of a rung's results.json, what its line says.
 KEPT = (

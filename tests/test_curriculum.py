@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_same_run, flags_of, results
@@ -14,7 +15,11 @@ import common.curriculum
 import common.experiment
 from common.contract import run_python
 from common.curriculum import LOG, steps_of
+from common.curriculum_figures import WORST, curriculum, read_curricula
 from common.errors import BadInput
+from common.figures import VERMILION
+from common.results import curricula, publish, read_curriculum
+from common.results_page import _curricula
 from common.run import load_checkpoint
 
 SCRIPT = ROOT / "rank-space-es" / "rank_space_es.py"
@@ -383,3 +388,67 @@ def test_a_dry_run_says_what_each_rung_costs(experiment, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("rollouts an iteration") == 8 and "rung 5 of 8: N = 80" in said
     assert not (tmp_path / "run").exists()
+
+
+# --- Committed -------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_curriculum_is_published(made, tmp_path):
+    place = tmp_path / "rank-space-es"
+    place.mkdir()
+    (place / "rank_space_es.py").touch()
+    (path,) = publish(made, tmp_path)
+    assert (
+        path == place / "measurements" / "curriculum-smoke-seed0.json"
+        and path.read_bytes() == (made / LOG).read_bytes()
+    )
+    assert curricula(place) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["rungs"].pop(), "7 of 8 rungs are finished"),
+        (lambda c: c.update(stub="another"), "is no experiment"),
+        (lambda c: c["rungs"][2].update(ridge_test_mse="x"), "ridge_test_mse"),
+        (lambda c: c["rungs"][2].update(curve=[[1, 2]]), "curve"),
+        (lambda c: c.update(rungs=[]), "rungs"),
+        (lambda c: c["rungs"].insert(0, 5), "rung 1"),
+        (lambda c: c["rungs"][0].pop("environment"), "environment"),
+    ],
+)
+def test_what_is_no_whole_curriculum_is_not_published(copy, tmp_path, change, said):
+    (tmp_path / "rank-space-es").mkdir()
+    (tmp_path / "rank-space-es" / "rank_space_es.py").touch()
+    content = json.loads((copy / LOG).read_text())
+    change(content)
+    (copy / LOG).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=said):
+        publish(copy, tmp_path)
+    assert not (tmp_path / "rank-space-es" / "measurements").exists()
+
+
+def test_results_page_has_a_table_of_rungs_by_experiments(made, tmp_path):
+    content = json.loads((made / LOG).read_text())
+    for slug, seeds in (("one", (0, 1)), ("two", (0,))):
+        (tmp_path / slug / "measurements").mkdir(parents=True)
+        (tmp_path / slug / f"{slug}.py").touch()
+        for seed in seeds:
+            other = json.loads(json.dumps({**content, "stub": slug, "seed": seed}))
+            other["rungs"][1]["ridge_test_mse"] += 0.01 * seed
+            (tmp_path / slug / "measurements" / f"curriculum-smoke-seed{seed}.json").write_text(json.dumps(other))
+    (page,) = [text for text in _curricula(tmp_path) if text.startswith("| rung")]
+    error, frozen = (content["rungs"][1][key] for key in ("ridge_test_mse", "ridge_test_mse_at_start"))
+    row = next(line for line in page.splitlines() if line.startswith("| two digits"))
+    spread = 0.01 / 2**0.5  # sample standard deviation of two numbers 0.01 apart
+    assert row == f"| two digits | {frozen:.4f} | {error + 0.005:.4f} ± {spread:.4f} | {error:.4f} |"
+
+
+def test_the_figure_has_a_line_for_each_rung_and_seed(made):
+    found = [read_curriculum(made / LOG)] * 2
+    axes = curriculum(found, "test").axes[0]
+    lines = [line for line in axes.lines if line.get_color() == VERMILION]
+    assert len(lines) == 16 and [label.get_text() for label in axes.get_xticklabels()] == found[0]["planned"]
+    scores = [min(score, WORST) for *_, score in found[0]["rungs"][-1]["curve"]]
+    assert any(np.allclose(line.get_ydata(), scores) and line.get_alpha() == 1 for line in lines)
+    assert curriculum([], "test") is None and read_curricula(made / FOLDERS[1], made) == found[:1]
