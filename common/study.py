@@ -16,8 +16,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from common.errors import BadInput, Fault, Parser, folder
-from common.files import finite_or_none, require_writable, write_atomically
+from common.errors import BadInput, Fault, Parser, folder, reason
+from common.files import check_folder, finite_or_none, require_writable, write_atomically
 from common.results import LARGEST_FILE, evenly
 from common.study_data import CURVE_POINTS, Study, read_study
 from common.sweep import Plan, Sweep, content_of, finished, plan, print_commands, run_all
@@ -66,6 +66,10 @@ def study_main(
         print(tables(read_study(options.run_dir / "study.json" if options.run_dir else published, here.name)))
         return 0
     run_dir, sweeps = options.run_dir or Path("runs") / options.preset, presets[options.preset]
+    try:
+        check_folder(run_dir)
+    except OSError as error:
+        raise BadInput(f"--run-dir {run_dir} cannot be written ({reason(error)})") from None
     plans = dict(zip(sweeps, plan({run_dir / name: sweep for name, sweep in sweeps.items()}, here.parent)))
     chosen = [plans[name] for name in sweeps if not options.only or name in options.only]
     finished(list(plans.values()))  # refuses before anything is written

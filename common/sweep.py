@@ -176,17 +176,17 @@ def plan(sweeps: dict[Path, Sweep], root: Path) -> list[Plan]:
             raise BadInput(f"{sweep.stub}: no such stub; there are {', '.join(stubs(root)) or 'none'}")
     wanted = {folder: combinations(sweep, folder) for folder, sweep in sweeps.items()}
     commands = defaultdict(list)  # an experiment is asked once, whatever the number of its sweeps
-    for folder, sweep in sweeps.items():
-        commands[sweep.stub] += [words for _, _, words in wanted[folder]]
+    for where, sweep in sweeps.items():
+        commands[sweep.stub] += [words for _, _, words in wanted[where]]
     answers = {slug: iter(ask(root, slug, lists)) for slug, lists in commands.items()}
     plans = []
-    for folder, sweep in sweeps.items():
+    for where, sweep in sweeps.items():
         runs = []
-        for (values, place, words), (refusal, config) in zip(wanted[folder], answers[sweep.stub]):
+        for (values, place, words), (refusal, config) in zip(wanted[where], answers[sweep.stub]):
             if config is None:
                 raise BadInput(f"{sweep.stub} {shlex.join(words)}: {refusal or 'is no run'}")
             runs.append(Run(sweep.stub, values, place, words, config))
-        plans.append(Plan(sweep, folder, runs))
+        plans.append(Plan(sweep, where, runs))
     return plans
 
 
