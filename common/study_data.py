@@ -75,7 +75,7 @@ def read_study(path: Path, slug: str) -> Study:
             require(_is_sweep(sweep), f"sweep '{name}' is none of common/sweep.py")
             for number, row in enumerate(sweep["rows"], start=1):
                 require(_is_row(row, sweep["varied"]), f"sweep '{name}': row {number} is damaged")
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except (KeyError, TypeError, AttributeError):
             raise BadInput(f"{path}: sweep '{name}' is damaged") from None
     return Study(content)
 

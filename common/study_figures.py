@@ -16,15 +16,22 @@ def shades(count: int) -> list[tuple]:
 
 
 def mean_with_seeds(
-    axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], colour: str, dashes: tuple = ()
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    colour: str,
+    dashes: tuple = (),
+    joined: bool = True,
 ) -> None:
-    """A line through the means of `values`, one list of seeds for each x; the seeds as dots, their range as a band. Empty lists are gaps."""
+    """A line through the means of `values`, one list of seeds for each x; the seeds as dots, their range as a band. Empty lists are gaps.
+
+    joined: False where x has no order: then there are dots alone.
+    """
     kept = [(place, seeds) for place, seeds in zip(x, values) if len(seeds)]
-    if not kept:
-        return
-    x = [place for place, _ in kept]
-    axes.fill_between(x, [min(s) for _, s in kept], [max(s) for _, s in kept], color=colour, alpha=0.15, lw=0)
-    axes.plot(x, [np.mean(s) for _, s in kept], color=colour, ls=(0, dashes) if dashes else "-", lw=1.9, zorder=4)
+    if kept and joined:
+        x = [place for place, _ in kept]
+        axes.fill_between(x, [min(s) for _, s in kept], [max(s) for _, s in kept], color=colour, alpha=0.15, lw=0)
+        axes.plot(x, [np.mean(s) for _, s in kept], color=colour, ls=(0, dashes) if dashes else "-", lw=1.9, zorder=4)
     for place, seeds in kept:
         axes.plot([place] * len(seeds), seeds, "o", ms=4.5, color=colour, mew=0, alpha=0.8, zorder=5, clip_on=False)
 

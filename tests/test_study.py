@@ -355,7 +355,10 @@ def test_experiments_accept_every_run_of_every_study(monkeypatch, tmp_path):
         assert {"smoke", "laptop", "h200"} <= module.PRESETS.keys()
         for preset, named in module.PRESETS.items():
             sweeps |= {tmp_path / slug / preset / name: sweep for name, sweep in named.items()}
-    assert sum(len(p.runs) for p in plan(sweeps, ROOT)) > 100
+    runs = [run for planned in plan(sweeps, ROOT) for run in planned.runs]
+    assert len(runs) > 100
+    for run in runs:  # no flag behind it says otherwise
+        assert {name: str(run.config[name.replace("-", "_")]) for name in run.values} == run.values
 
 
 @pytest.fixture
@@ -449,3 +452,58 @@ def test_the_rank_of_real_experiments(rank, monkeypatch, tmp_path, capsys):
     capsys.readouterr()
     assert rank.main(["--tables", "--run-dir", str(tmp_path)]) == 0
     assert f"{study.rows('floor')[0]['ridge_test_mse']:.4f}" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ablation-axes
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    return load(ROOT / "ablation-axes" / "ablation_axes.py", monkeypatch)
+
+
+def made_up_axes() -> Study:
+    """The gain and the encoder; BPTT at one gain only."""
+
+    def part(setting, errors, start):
+        rows = study_content(first={(1, n): error for n, error in enumerate(errors.values())})["sweeps"]["first"][
+            "rows"
+        ]
+        for row, (value, seed) in zip(rows, errors):
+            row |= {
+                "values": {setting: value, "seed": seed},
+                "config": {setting: value},
+                "ridge_test_mse_at_start": start,
+            }
+        varied = {setting: list(dict.fromkeys(v for v, _ in errors)), "seed": ["0", "1"]}
+        empty = study_content(first={})["sweeps"]["first"]
+        return {**empty, "varied": varied, "config": {"hidden_size": 500}, "rows": rows}
+
+    sweeps = {
+        "gain-es": part("gain", {("0.8", "0"): 0.6, ("0.8", "1"): 0.62, ("1.2", "0"): 0.7}, 0.8),
+        "gain-bptt": part("gain", {("0.8", "0"): 0.5}, 0.8),
+        "encoder-es": part("encoder-seed", {("0", "0"): 0.5, ("1", "0"): 0.4}, 0.6),
+        "encoder-bptt": part("encoder-seed", {("0", "0"): 0.4, ("1", "0"): 0.2}, 0.6),
+    }
+    return Study({**study_content(), "study": "ablation-axes", "sweeps": sweeps})
+
+
+def test_tables_of_the_axes_are_plain_arithmetic(axes):
+    lines = axes.tables(made_up_axes()).splitlines()
+    spread = statistics.stdev([0.6, 0.62])
+    assert f"| 0.8 | 0.8000 ± 0.0000 | 0.6100 ± {spread:.4f} | 0.5000 | {100 * 0.19 / 0.3:.1f} % |" in lines
+    assert "| 1.2 | 0.8000 | 0.7000 | — | — |" in lines
+    assert "| 1 | 0.6000 ± 0.0000 | 0.4000 | 0.2000 | 50.0 % |" in lines
+    draws = f"| all 2 draws | 0.6000 ± 0.0000 | 0.4500 ± {statistics.stdev([0.5, 0.4]):.4f} | 0.3000 ± {statistics.stdev([0.4, 0.2]):.4f} | 50.0 % |"
+    assert draws in lines
+
+
+def test_figures_of_the_axes_are_drawn_of_what_is_there(axes, monkeypatch, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(made_up_axes().content))
+    for name in ("visualize_ablation_axes", "make_ablation_axes_gif"):
+        module = load(ROOT / "ablation-axes" / f"{name}.py", monkeypatch)
+        assert module.main(["--run", str(tmp_path), "--out", str(tmp_path / "drawn")]) == 0
+    assert {path.stem for path in (tmp_path / "drawn" / "viz").glob("*.png")} == {"gain", "encoder", "training_curves"}
+    with Image.open(tmp_path / "drawn" / "ablation_axes.gif") as gif:
+        assert gif.n_frames > 1
