@@ -120,10 +120,14 @@ def values_of(study: Study, axis: str) -> list[str]:
 
 
 def errors(study: Study, axis: str, value: str) -> dict[str, list[float]]:
-    """Test MSE under a ridge readout at one value: `floor` (one for each run, of the core before training), and of each method."""
+    """Test MSE under a ridge readout at one value: `floor`, of the core before training, the same in all runs (their mean, but for
+    rounding), and of each method."""
     rows = {method: study.rows(f"{axis}-{method}", **{AXES[axis].setting: value}) for method in METHODS}
     floor = [error for method in METHODS for error in column(rows[method], "ridge_test_mse_at_start")]
-    return {"floor": floor, **{method: column(rows[method], "ridge_test_mse") for method in METHODS}}
+    return {
+        "floor": [statistics.fmean(floor)] if floor else [],
+        **{method: column(rows[method], "ridge_test_mse") for method in METHODS},
+    }
 
 
 def share(found: dict[str, list[float]]) -> float | None:
@@ -147,8 +151,7 @@ def _table(study: Study, axis: str) -> str:
     points = {value: errors(study, axis, value) for value in values_of(study, axis)}
     rows = [[value, *map(_cell, found.values()), percent(share(found))] for value, found in points.items()]
     if AXES[axis].draws and len(points) > 1:
-        # A draw's errors are of one seed, but for the floor, which all its runs agree on: one number each.
-        draws = {name: [statistics.fmean(found[name]) for found in points.values() if found[name]] for name in ("floor", *METHODS)}  # fmt: skip
+        draws = {name: [error for found in points.values() for error in found[name]] for name in ("floor", *METHODS)}
         rows.append([f"all {len(points)} draws", *map(_cell, draws.values()), percent(share(draws))])
     return markdown_table(columns, rows)
 

@@ -57,7 +57,7 @@ def animate(study: Study) -> Iterator[np.ndarray]:
             points = [study.rows(f"{axis}-{method}", **{AXES[axis].setting: value}) for value in values_of(study, axis)]
             found = [(place, np.mean(e)) for place, rows in enumerate(points) if (e := at_share(rows, share))]
             line.set_data(*np.array(found).reshape(-1, 2).T)
-        panels[0].set_title(f"{share:.0%} of the training", fontsize=10)
+        panels[0].set_title(f"{100 * share:.0f} % of the training", fontsize=10)
         yield pixels(figure)
 
 

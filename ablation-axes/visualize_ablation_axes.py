@@ -27,7 +27,7 @@ from common.figures import (
     style,
 )
 from common.study_data import Study, studies_in
-from common.study_figures import about, draw_runs, error_limits, mean_with_seeds, shades
+from common.study_figures import about, draw_runs, error_limits, mean_with_seeds, rollouts_axis, shades
 
 HERE = Path(__file__).resolve().parent
 LOOKS = {"floor": (GREEN, (1, 1.5)), "es": (VERMILION, ()), "bptt": (BLUE, ())}
@@ -88,23 +88,25 @@ def training_curves(study: Study) -> Figure:
     shown = axes_of(study)
     rows = -(-len(shown) // 4)
     title = "Validation error over training, along every axis"
-    subtitle = f"preset {study.preset}; solid: {NAMES['es']}, dashed: {NAMES['bptt']}; first seed bold; errors are under the runs' own decoders"
+    subtitle = (
+        f"preset {study.preset}; values from dark to light; solid: {NAMES['es']}, dashed: {NAMES['bptt']}; first seed bold;\n"
+        "errors are under the runs' own decoders"
+    )
     figure = headed_figure(13, 0.9 + 3.2 * rows, title, subtitle)
     panels = figure.subplots(rows, min(len(shown), 4), squeeze=False).flatten()
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     for panel, axis in zip(panels, shown):
         values = values_of(study, axis)
-        handles, drawn = [], []
+        drawn = []
         for value, colour in zip(values, shades(len(values))):
             for method, dashes in (("es", ()), ("bptt", (4, 1.6))):
                 runs = study.rows(f"{axis}-{method}", **{AXES[axis].setting: value})
                 draw_runs(panel, runs, colour, dashes)
                 drawn += runs
-            handles.append(Line2D([], [], color=colour, label=value))
-        panel.set(xscale="log", xlabel="rollouts", ylim=error_limits(drawn))
-        panel.set_title(AXES[axis].name, fontsize=10)
-        panel.legend(handles=handles, fontsize=7.5, loc="upper right", handlelength=1.2)
+        rollouts_axis(panel)
+        panel.set_ylim(error_limits(drawn))
+        panel.set_title(f"{AXES[axis].name}: {', '.join(values)}", fontsize=9)
     for panel in panels[:: min(len(shown), 4)]:
         panel.set_ylabel("validation MSE")
     return figure

@@ -44,7 +44,7 @@ from common.figures import (
 )
 from common.run_figures import effective_rank
 from common.study_data import ROLLOUTS, SECONDS, Study, studies_in
-from common.study_figures import about, draw_runs, error_limits, mean_with_seeds, shades
+from common.study_figures import about, draw_runs, error_limits, mean_with_seeds, rollouts_axis, shades
 from common.text import duration, in_words
 
 HERE = Path(__file__).resolve().parent
@@ -144,11 +144,11 @@ def training_curves(study: Study) -> Figure:
     figure = headed_figure(max(3.1 * len(names), 8), 4.6, title, subtitle, legend_rows=1)
     colours = dict(zip(ranks, shades(len(ranks))))
     header_legend(figure, [Line2D([], [], color=colour, label=f"r = {rank}") for rank, colour in colours.items()])
-    panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+    panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
     for axes, name in zip(panels, names):
         for rank in ranks:
             draw_runs(axes, study.rows(name, rank=str(rank)), colours[rank])
-        axes.set(xscale="log", xlabel="rollouts in training")
+        rollouts_axis(axes)
         axes.set_title(METHODS[name][1], fontsize=9.5)
     panels[0].set(ylabel="validation MSE", ylim=error_limits(rows, floor_of(study, ridge=False)))
     return figure

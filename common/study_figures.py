@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from common.figures import robust_limits
 from common.study_data import ROLLOUTS, Study, curves
@@ -43,6 +44,12 @@ def draw_runs(axes: Axes, rows: Iterable[dict], colour, dashes: tuple = ()) -> N
         shown = x > 0  # what cost nothing has no place on a logarithmic axis
         look = {"lw": 1.7, "zorder": 4} if number == 0 else {"lw": 0.9, "alpha": 0.4, "zorder": 3}
         axes.plot(x[shown], y[shown], color=colour, ls=(0, dashes) if dashes else "-", **look)
+
+
+def rollouts_axis(axes: Axes) -> None:
+    """Rollouts on a logarithmic axis, named at powers of ten alone."""
+    axes.set(xscale="log", xlabel="rollouts in training")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def error_limits(rows: Iterable[dict], more: Iterable[float] = ()) -> tuple[float, float]:
