@@ -4,6 +4,7 @@ A stub subclasses `Training` (its model, one `iterate`) and hands it to `launch`
 are so scored in the same way on the same problem, and every one of them can be interrupted, resumed and spread over ranks.
 """
 
+import argparse
 import dataclasses
 import io
 import json
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.curriculum import LOG, Log, Rung, rungs_of
 from common.decoder import make_decoder
 from common.dist import Stopped, Workers, choose_device, differences
 from common.errors import BadInput, Fault, reason
@@ -90,7 +92,7 @@ class Training:
         self.best: dict | None = None  # with --patience: iteration, validation and parameters of the best score so far
         self.failed_in_a_row = 0  # iterations without a finite training loss
         self.begun_with: dict = {}  # code, torch and processor of the run's first start
-        self.begun_from: dict | None = None  # singular values (r,) of the adapter taken over from another run
+        self.begun_from: dict | None = None  # of another run: singular values (r,) of its adapter, and its score here
         self.mixed = False  # whether it went on with others, so that its bits are not those of one uninterrupted run
 
     # What a stub gives
@@ -331,75 +333,137 @@ def parse(config_class: type, presets: dict[str, dict], argv: list[str] | None, 
     return config, options
 
 
-def launch(config, options, training_class: type[Training], stub_file: str) -> int:
-    """Run an experiment as the command line asks; returns the exit code. Raises BadInput, Fault, Interrupted."""
+def launch(config, options, training_class: type[Training], stub_file: str, parse_arguments: Callable) -> int:
+    """Run an experiment as the command line asks; returns the exit code. Raises BadInput, Fault, Interrupted.
+
+    parse_arguments: the experiment's, which says what the rungs of a curriculum are."""
     if options.evaluate:
         config = saved_config(options.run_dir, config)
+    rungs = rungs_of(config, options.words, options.run_dir, parse_arguments) if options.curriculum else []
     device = choose_device(config.device)
-    config = dataclasses.replace(config, device=device.type)
     with StopRequest() as stop, Workers(device, config.backend, config.threads, config.rank_timeout, stop) as workers:
-        made_with = bits_depend_on(workers, stub_file)
-        workers.require_equal(made_with, "does not run the same program")
-        digits = workers.together(config.load_digits)
-        problem = config.problem(digits)
-        # Of several nodes not all need to have counted a restart, and all have to ask for the same.
-        restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
-        goes_on = options.resume or options.evaluate or restarted  # from its own checkpoint, if there is one
-        start = workers.from_main(lambda: load_start(config)) if config.start_from and not goes_on else None
-        if options.dry_run:
-            lines = training_class.costs(config, problem, workers)
-            if workers.is_main:
-                print(f"preset {options.preset}, {workers.world_size} rank(s) on {device.type}, problem {problem.id}")
-                print("\n".join(lines))
-            return 0
-        if config.public_test_file:
-            # Only rank 0 reads it, at the end; that it is the wrong file should be known now.
-            workers.from_main(lambda: load_public_test_set(config.public_test_file).shape)
-        if config.tensorboard:
-            _summary_writer_class()
-        # No number depends on these, but all ranks have to meet at the same iterations, and over the same scores.
-        meetings = {name: getattr(config, name, 0) for name in ("checkpoint_every", "measure_cosine_every", "horizon")}
-        workers.require_equal(meetings, "was started with another configuration")
-        identity = {**identity_of(config), **training_class.derived(config, workers), "problem_id": problem.id}
-        if options.evaluate:
-            folder = RunFolder(options.run_dir, identity)
-            state = workers.from_main(folder.load)
-        else:
-            folder, state = RunFolder.open(options.run_dir, identity, options.resume, options.overwrite, workers)
-        if state is None and start is None and config.start_from:  # a restart before anything was saved
-            start = workers.from_main(lambda: load_start(config))
-        # Said after the last refusal of bad input, which is one line and nothing else.
-        if workers.is_main and options.preset_from_auto:
-            print(f"--preset auto: {options.preset}", file=sys.stderr)
-        embeddings = Embeddings(problem, digits, config.train_sequences, workers, config.horizon)
-        embeddings.prepare(workers)
-        training = training_class(config, problem, embeddings, workers)
-        if state is None and start is not None:
-            training.take_over(start)
-        if state is not None:
-            try:
-                training.load_state_dict(state)
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise BadInput(
-                    f"--run-dir {options.run_dir}: its checkpoint does not hold what this version needs ({reason(error)})"
-                ) from None
-        if options.evaluate:
-            _print_score(training)
-            return 0
-        _remember_what_made_it(training, made_with)
-        with stop.while_training(), workers.while_training():
-            finished = train(training, folder)
-        if not finished:
-            if workers.is_main:
-                print(
-                    f"stopped after iteration {training.iteration}; --resume continues {folder.path}", file=sys.stderr
-                )
-            if workers.local_rank == 0:
-                stop.pass_on()
-            return 128 + (stop.signal or signal.SIGTERM)
-        if stop.requested:  # since the last exchange
-            raise Interrupted(stop.signal)
-        finish(training, folder, options.preset, stub_file)
+        if rungs:
+            return _climb(rungs, options, training_class, stub_file, workers)
+        return _run(config, options, training_class, stub_file, workers)
+
+
+def _climb(rungs: list[Rung], options, training_class: type[Training], stub_file: str, workers: Workers) -> int:
+    """Run the rungs of a curriculum that are not finished yet; returns the exit code."""
+    within, log = RunFolder(options.run_dir, {}), Log(options.run_dir, rungs)
+    restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+
+    def finished() -> int:
+        goes_on = options.resume or restarted
+        if not goes_on and not options.overwrite:
+            for rung in rungs:
+                if RunFolder(options.run_dir / rung.folder, {}).holds_run:
+                    raise BadInput(
+                        f"--run-dir {options.run_dir} already holds a curriculum; --resume continues it, --overwrite deletes it"
+                    )
+        count = log.read() if goes_on else 0
+        for rung in rungs[:count]:
+            config = dataclasses.replace(rung.config, device=workers.device.type)
+            RunFolder(options.run_dir / rung.folder, {}).require_configuration(identity_of(config))
+        return count
+
+    first = 0 if options.dry_run else workers.from_main(finished)
+    for number, rung in enumerate(rungs[first:], start=first):
+        if workers.is_main:
+            said = f"rung {number + 1} of {len(rungs)}: {rung.name}"
+            print(said, file=sys.stdout if options.dry_run else sys.stderr, flush=True)
+        folder = RunFolder(options.run_dir / rung.folder, {})
+        begun = number > 0 and workers.from_main(lambda: folder.holds_run)  # noqa: B023, called at once
+        own = {
+            "run_dir": folder.path,
+            "resume": options.resume if number == 0 else begun,
+            "overwrite": options.overwrite and number == 0,
+            "preset_from_auto": options.preset_from_auto and number == 0,
+        }
+        of_rung = argparse.Namespace(**{**vars(options), **own})
+        if code := _run(rung.config, of_rung, training_class, stub_file, workers, within):
+            return code
+        if not options.dry_run:
+            with within.writing(LOG):
+                workers.from_main(lambda: log.add(number))  # noqa: B023
+    if workers.is_main and not options.dry_run:
+        print("\n" + log.table() + f"\nsaved in {options.run_dir / LOG}")
+    return 0
+
+
+def _run(
+    config,
+    options,
+    training_class: type[Training],
+    stub_file: str,
+    workers: Workers,
+    within: RunFolder | None = None,
+) -> int:
+    """One run; returns the exit code. within: the folder of the curriculum that it is a rung of."""
+    stop, device = workers.stop, workers.device
+    config = dataclasses.replace(config, device=device.type)
+    made_with = bits_depend_on(workers, stub_file)
+    workers.require_equal(made_with, "does not run the same program")
+    digits = workers.together(config.load_digits)
+    problem = config.problem(digits)
+    # Of several nodes not all need to have counted a restart, and all have to ask for the same.
+    restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+    goes_on = options.resume or options.evaluate or restarted  # from its own checkpoint, if there is one
+    planned = within and options.dry_run  # from a rung that is not there yet
+    start = workers.from_main(lambda: load_start(config)) if config.start_from and not (goes_on or planned) else None
+    if options.dry_run:
+        lines = training_class.costs(config, problem, workers)
+        if workers.is_main:
+            print(f"preset {options.preset}, {workers.world_size} rank(s) on {device.type}, problem {problem.id}")
+            print("\n".join(lines))
+        return 0
+    if config.public_test_file:
+        # Only rank 0 reads it, at the end; that it is the wrong file should be known now.
+        workers.from_main(lambda: load_public_test_set(config.public_test_file).shape)
+    if config.tensorboard:
+        _summary_writer_class()
+    # No number depends on these, but all ranks have to meet at the same iterations, and over the same scores.
+    meetings = {name: getattr(config, name, 0) for name in ("checkpoint_every", "measure_cosine_every", "horizon")}
+    workers.require_equal(meetings, "was started with another configuration")
+    identity = {**identity_of(config), **training_class.derived(config, workers), "problem_id": problem.id}
+    if options.evaluate:
+        folder = RunFolder(options.run_dir, identity)
+        state = workers.from_main(folder.load)
+    else:
+        folder, state = RunFolder.open(options.run_dir, identity, options.resume, options.overwrite, workers, within)
+    if state is None and start is None and config.start_from:  # a restart before anything was saved
+        start = workers.from_main(lambda: load_start(config))
+    # Said after the last refusal of bad input, which is one line and nothing else.
+    if workers.is_main and options.preset_from_auto:
+        print(f"--preset auto: {options.preset}", file=sys.stderr)
+    embeddings = Embeddings(problem, digits, config.train_sequences, workers, config.horizon)
+    embeddings.prepare(workers)
+    training = training_class(config, problem, embeddings, workers)
+    if state is None and start is not None:
+        training.take_over(start)
+        training.begun_from["validation_mse"] = training.score("validation").mse
+    if state is not None:
+        try:
+            training.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise BadInput(
+                f"--run-dir {options.run_dir}: its checkpoint does not hold what this version needs ({reason(error)})"
+            ) from None
+    if options.evaluate:
+        _print_score(training)
+        return 0
+    _remember_what_made_it(training, made_with)
+    with stop.while_training(), workers.while_training():
+        finished = train(training, folder)
+    if not finished:
+        if workers.is_main:
+            goes_on = within.path if within else folder.path
+            print(f"stopped after iteration {training.iteration}; --resume continues {goes_on}", file=sys.stderr)
+        if workers.local_rank == 0:
+            stop.pass_on()
+        return 128 + (stop.signal or signal.SIGTERM)
+    if stop.requested:  # since the last exchange
+        raise Interrupted(stop.signal)
+    finish(training, folder, options.preset, stub_file)
     return 0
 
 
@@ -688,6 +752,7 @@ def _results(
         **({"role": role} if (role := training.role(config)) else {}),
         "rollouts": training.rollouts,
         "wallclock_s": training.seconds,
+        **_taken_over(training),
         "theta_sha256": sha256_of_tensors(*training.trained_tensors()),
         "environment": environment(workers),
         "source": source(stub_file, training.mixed),
@@ -696,6 +761,12 @@ def _results(
         results["public_test_mse"] = public_score(config.public_test_file, embeddings, training.predict)
     results["reproduces"] = training.reproduces(results)
     return results
+
+
+def _taken_over(training: Training) -> dict:
+    """What --start-from adds to results.json."""
+    score = (training.begun_from or {}).get("validation_mse")
+    return {} if score is None else {"validation_mse_taken_over": score}
 
 
 def print_headline(results: dict, folder: Path) -> None:

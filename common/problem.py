@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,8 @@ FREE_LEAK = dict(leak=1.0, gain=0.6, input_scale=0.03)
 TWO_DIGITS = dict(digits=2)
 FIFTY_FRAMES = dict(sequence_length=50)
 HUNDRED_FRAMES = dict(sequence_length=100)
+# Where the whole schedule begins that a laptop can climb in minutes (--curriculum): N = 400 → 1000, T = 20 → 100.
+CURRICULUM = dict(hidden_size=400, train_sequences=2000, validation_sequences=500, test_sequences=1000)
 
 
 @dataclass(frozen=True)
@@ -241,8 +244,8 @@ class Embeddings:
                     self.stored[split] = self._encoded(split, progress)
                 continue
             if split not in cached:
-                self._write(split, progress)
-            self.stored[split] = torch.from_numpy(self._open(split))
+                self._write(self._path(split), self._shape(split), self._encoded_chunks(split, progress))
+            self.stored[split] = torch.from_numpy(self._open(self._path(split), self._shape(split)))
 
     def _device_holds(self, split: str) -> bool:
         """Whether a GPU keeps a split's embeddings. Encoding a frame anew costs more than all else that a decoder does with it."""
@@ -278,21 +281,33 @@ class Embeddings:
     def encode_frames(self, frames_BFYX: Tensor) -> Tensor:
         """uint8 (B, F, 64, 64) → float32 (B, F, 128). The first call calibrates: a run on cached splits need not."""
         if not self.calibrated and self.problem.standardise == "calibration":
-            self.encoder.calibrate(self.data, self.map_tiles)
+            self._calibrate()
         self.calibrated = True
         return self.encoder.encode(frames_BFYX.flatten(0, 1), self.map_tiles).unflatten(0, frames_BFYX.shape[:2])
 
-    def _write(self, split: str, progress: bool) -> None:
-        path = self._path(split)
+    def _calibrate(self) -> None:
+        """Calibrate the encoder. It is the same for problems of any length and number of digits: on a CPU it is kept beside the splits."""
+        of_split = {"sequences", "split", "frames", "digits", "standardise"}
+        description = {name: value for name, value in self._description("test").items() if name not in of_split}
+        path, shape = cache_directory() / f"calibration-{fingerprint(description)}.npy", (2, EMBEDDING)
+        if self.device.type == "cpu" and os.path.exists(path):
+            self.encoder.shift_E, self.encoder.scale_E = torch.from_numpy(np.array(self._open(path, shape)))
+            return
+        self.encoder.calibrate(self.data, self.map_tiles)
+        if self.device.type == "cpu":
+            self._write(path, shape, [torch.stack((self.encoder.shift_E, self.encoder.scale_E))])
+
+    def _write(self, path: Path, shape: tuple[int, ...], parts: Iterable[Tensor]) -> None:
+        """A float32 array whose parts, along its first axis, come one after another."""
         temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # nodes may share the folder, and even process ids
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not through a memory map: on a full disk that ends in a signal and without a word.
             with open(temporary, "wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": self._shape(split)}
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                for z_BFE in self._encoded_chunks(split, progress):
-                    file.write(np.ascontiguousarray(z_BFE.numpy(), "<f4"))
+                for part in parts:
+                    file.write(np.ascontiguousarray(part.numpy(), "<f4"))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -305,14 +320,14 @@ class Embeddings:
             with contextlib.suppress(OSError):  # gone already, or never made
                 temporary.unlink()
 
-    def _open(self, split: str) -> np.ndarray:
+    @staticmethod
+    def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         # Copy-on-write, so that torch may hold it as a tensor; nobody writes to it.
-        path = self._path(split)
         try:
             array = np.lib.format.open_memmap(path, mode="c")
         except Exception as error:  # a damaged header comes out of numpy as half a dozen kinds
             raise BadInput(f"the cache file {path} is damaged ({reason(error)}); delete it and start again") from None
-        if array.shape != self._shape(split) or array.dtype != np.float32:
+        if array.shape != shape or array.dtype != np.float32:
             raise BadInput(f"the cache file {path} is damaged (shape {array.shape}); delete it and start again")
         return array
 

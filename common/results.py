@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FILE = 2_000_000  # bytes
 HISTORY_LINES = 200
 STUDY = "ablation-"  # begins the name of a study's folder
+CURRICULUM = "curriculum.json"  # in the run folder of one, see curriculum.py
 ROLES = ("floor", "ceiling", "reference")
 TRIVIAL = {"mean": "mean embedding", "copy_last": "copy last frame", "ar1": "AR(1) ridge", "ar3": "AR(3) ridge"}
 
@@ -121,6 +122,7 @@ SCHEMA_1 = {
 OPTIONAL = {
     "validation_mse": NUMBER,
     "ridge_validation_mse": NUMBER,
+    "validation_mse_taken_over": NUMBER,
     "ridge_test_mse_at_start": NUMBER,
     "ridge_validation_mse_at_start": NUMBER,
     "ridge_test_mse_shuffled": NUMBER,
@@ -159,22 +161,33 @@ def look_up(result: dict, path: str):
     return result
 
 
-def read_result(path: Path) -> dict:
-    """Read one results.json and validate it against schema 1 (SPEC.md). Raises BadInput naming file and key."""
+def _json_object(path: Path) -> dict:
+    """A JSON file that holds an object, without NaN. Raises BadInput."""
 
     def reject(constant):
         raise ValueError(f"{constant} is not a number")
 
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=reject)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=reject)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(result, dict):
+    if not isinstance(content, dict):
         raise BadInput(f"{path}: must be a JSON object")
-    for key, (expected, _) in SCHEMA_1.items():
-        if look_up(result, key) is ABSENT:
+    return content
+
+
+def _require_all(path: Path, content: dict, schema: dict, optional: dict) -> None:
+    """Raises BadInput where a key of `schema` is missing, or one of both has a value that is not allowed."""
+    for key, (expected, _) in schema.items():
+        if look_up(content, key) is ABSENT:
             raise BadInput(f"{path}: key '{key}' is missing (must be {expected})")
-    require_valid(path, result, SCHEMA_1 | OPTIONAL)
+    require_valid(path, content, schema | optional)
+
+
+def read_result(path: Path) -> dict:
+    """Read one results.json and validate it against schema 1 (SPEC.md). Raises BadInput naming file and key."""
+    result = _json_object(path)
+    _require_all(path, result, SCHEMA_1, OPTIONAL)
     return result
 
 
@@ -249,12 +262,47 @@ def thin_history(lines: list[str], limit: int = HISTORY_LINES) -> list[str]:
     return [lines[n] for n in sorted(kept)]
 
 
+def curricula(folder: Path) -> list[Path]:
+    """The curricula that are committed in an experiment's folder."""
+    return sorted((folder / "measurements").glob("curriculum-*.json"))
+
+
+# Of each rung; common/curriculum.py writes more.
+RUNG = {
+    "name": TEXT,
+    "folder": TEXT,
+    "problem_id": TEXT,
+    "ended": ("plateau or budget", lambda value: value in ("plateau", "budget")),
+    "curve": ("a list of [iteration, rollouts, seconds, validation MSE]", lambda value: isinstance(value, list) and len(value) > 0
+              and all(isinstance(point, list) and len(point) == 4 and all(map(_number, point)) for point in value)),
+    **{key: SCHEMA_1[key] for key in ("iterations", "rollouts", "wallclock_s", "test_mse", "ridge_test_mse", "theta_sha256")},
+    **{key: NUMBER for key in ("validation_mse", "ridge_test_mse_at_start")},
+    **{key: value for key, value in SCHEMA_1.items() if key.split(".")[0] in ("environment", "source")},
+}  # fmt: skip
+
+
+def read_curriculum(path: Path) -> dict:
+    """Read a curriculum.json and validate what is read of it elsewhere. Raises BadInput naming file and key."""
+    content = _json_object(path)
+    outer = {key: SCHEMA_1[key] for key in ("schema", "stub", "preset", "seed", "config")}
+    outer["rungs"] = outer["planned"] = ("a list", lambda value: isinstance(value, list) and len(value) > 0)
+    _require_all(path, content, outer, {})
+    for number, rung in enumerate(content["rungs"], start=1):
+        if not isinstance(rung, dict):
+            raise BadInput(f"{path}: rung {number} must be an object")
+        _require_all(path, rung, RUNG, {"validation_mse_taken_over": NUMBER})
+    return content
+
+
 def publish(run_dir: Path, root: Path = ROOT) -> list[Path]:
-    """Copy a finished run's result, thinned history and (seed 0) figure data to `<stub>/results/<preset>-seed<seed>.*`.
+    """Copy a finished run's result, thinned history and (seed 0) figure data to `<stub>/results/<preset>-seed<seed>.*`; of a curriculum its log
+    to `<stub>/measurements/curriculum-<preset>-seed<seed>.json`.
 
     All of it is checked before anything is written. Returns the written paths. Raises BadInput for an unfinished run,
     an unknown stub, a result that breaks the schema, or a file over 2 MB.
     """
+    if os.path.isfile(run_dir / CURRICULUM):
+        return _publish_curriculum(run_dir / CURRICULUM, root)
     for name in ("results.json", "metrics.jsonl"):
         if not os.path.isfile(run_dir / name):  # Path.is_file raises for a name that is too long
             raise BadInput(f"{run_dir}: holds no {name}; only a finished run can be published")
@@ -282,3 +330,19 @@ def publish(run_dir: Path, root: Path = ROOT) -> list[Path]:
     for suffix, content in files.items():
         write_atomically(paths[suffix], content)
     return list(paths.values())
+
+
+def _publish_curriculum(log: Path, root: Path) -> list[Path]:
+    """As `publish`, of a curriculum."""
+    content = read_curriculum(log)
+    if content["stub"] not in stubs(root):
+        raise BadInput(f"{log}: its stub {content['stub']!r} is no experiment under {root}")
+    finished = [rung["name"] for rung in content["rungs"]]
+    if finished != content["planned"]:
+        raise BadInput(
+            f"{log}: {len(finished)} of {len(content['planned'])} rungs are finished; only a whole curriculum can be published"
+        )
+    path = root / content["stub"] / "measurements" / f"curriculum-{run_name(content)}.json"
+    require_writable(path, "publish:")
+    write_atomically(path, log.read_bytes())
+    return [path]

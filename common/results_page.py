@@ -6,6 +6,7 @@ Its figures are drawn in results_figures.py; here they have their names, and the
 import hashlib
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,7 +29,18 @@ from common.comparison import (
 )
 from common.errors import BadInput
 from common.files import write_atomically
-from common.results import ROOT, TRIVIAL, is_sha256, load_results, place, run_name, studies
+from common.results import (
+    ROOT,
+    TRIVIAL,
+    curricula,
+    is_sha256,
+    load_results,
+    place,
+    read_curriculum,
+    run_name,
+    studies,
+    stubs,
+)
 from common.text import duration, in_words
 
 HEADER = """# Results
@@ -402,8 +414,46 @@ def render(results: list[dict], root: Path | None = None) -> str:
     main, *others = problems
     sections = [HEADER, *(f"{line}\n" for line in _shown(main, main)), render_problem(main, root=root)]
     sections += [render_problem(results, main, _shown(results, main), root) for results in others]
-    sections += [*_memory(root), *_studies(root)] if root else []
+    sections += [*_curricula(root), *_memory(root), *_studies(root)] if root else []
     return "\n".join([*sections, HOW_TO_READ])
+
+
+def _curricula(root: Path) -> list[str]:
+    """The section about committed curricula: rungs down, experiments across. Raises BadInput for a damaged file."""
+    found = defaultdict(list)
+    for slug in stubs(root):
+        for path in curricula(root / slug):
+            content = read_curriculum(path)
+            found[content["preset"], slug].append(content)
+    sections = []
+    for preset in sorted({preset for preset, _ in found}):
+        columns = {slug: contents for (of, slug), contents in sorted(found.items()) if of == preset}
+        planned = max((content["planned"] for contents in columns.values() for content in contents), key=len)
+        rows = []
+        for name in planned:
+            rungs = {
+                s: [r for c in contents for r in c["rungs"] if r["name"] == name] for s, contents in columns.items()
+            }
+            of_rung = [rung for some in rungs.values() for rung in some]
+            if not of_rung:
+                continue
+            frozen = statistics.fmean(rung["ridge_test_mse_at_start"] for rung in of_rung)
+            cells = [
+                mean_and_spread([rung["ridge_test_mse"] for rung in some]) if some else "" for some in rungs.values()
+            ]
+            rows.append([name, f"{frozen:.4f}", *cells])
+        seeds = sorted({content["seed"] for contents in columns.values() for content in contents})
+        machines = sorted(
+            {c["rungs"][0]["environment"]["device_name"] for contents in columns.values() for c in contents}
+        )
+        sections += [
+            f"## Up the brief's schedule, preset {preset}\n",
+            markdown_table(["rung", "frozen core", *(f"[{slug}]({slug}/README.md)" for slug in columns)], rows) + "\n",
+            f"Test MSE under a ridge readout, mean ± standard deviation of the seeds ({_listed_seeds(seeds)}). Each rung changes one thing more and begins "
+            f"with what the one before has learned (`--preset {preset} --curriculum`); rungs are other problems, so that errors compare along a row and "
+            f"not along a column. On {', '.join(machines)}.\n",
+        ]
+    return sections
 
 
 MEMORY = "measurements/memory_by_length.json"  # in the folder of the experiment whose script measures it

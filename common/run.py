@@ -161,7 +161,7 @@ def _is_number(text: str) -> bool:
 
 def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] | None, description: str):
     """Command line → (Config, options), options being the flags that are not part of the configuration:
-    preset, run_dir, resume, overwrite, evaluate, dry_run.
+    preset, run_dir, resume, overwrite, evaluate, dry_run, curriculum; and `words`, the command line itself.
 
     Raises BadInput for an unknown flag or preset and for a value outside its limits. `--preset auto` is resolved here.
     """
@@ -177,6 +177,8 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
     parser.add_argument(
         "--dry-run", action="store_true", help="print rollouts, memory and expected time; write nothing"
     )
+    parser.add_argument("--curriculum", action="store_true",
+                        help="go on to two digits, longer sequences, more units, a higher rank and a leak that learns")  # fmt: skip
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
@@ -188,7 +190,8 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
         allowed = "" if kind is str and not field.metadata["choices"] else f"; {_allowed(field.metadata, kind)}"
         parser.add_argument(flag, type=_converter(kind, field.metadata), default=None,
                             metavar=kind.__name__.upper(), help=f"{text}{allowed} (default: {field.default})")  # fmt: skip
-    options = parser.parse_args(_with_negative_values_joined(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(_with_negative_values_joined(words))
     given = vars(options)
     flags = {f.name: given.pop(f.name) for f in dataclasses.fields(config_class)}
     flags = {name: value for name, value in flags.items() if value is not None}
@@ -201,8 +204,11 @@ def parse_config(config_class: type, presets: dict[str, dict], argv: list[str] |
     if options.evaluate and (options.resume or options.overwrite):
         other = "--resume" if options.resume else "--overwrite"
         raise BadInput(f"--evaluate changes nothing and {other} does: choose one")
+    if options.evaluate and options.curriculum:
+        raise BadInput("--evaluate scores one run: name the folder of a rung (--run-dir), and leave --curriculum out")
     if options.run_dir is None:
-        options.run_dir = Path("runs") / f"{options.preset}-seed{config.seed}"
+        options.run_dir = Path("runs") / f"{options.preset}-seed{config.seed}{'-curriculum' * options.curriculum}"
+    options.words = words
     return config, options
 
 
@@ -253,15 +259,24 @@ class RunFolder:
     LOCK = ".lock"  # never deleted: who waits for a lock on a deleted file waits for nothing
     FILES = ("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "results.json", "figures.npz")
 
-    def __init__(self, path: Path, identity: dict):
-        self.path, self.identity = path, finite_or_none(identity)
+    def __init__(self, path: Path, identity: dict, within: "RunFolder | None" = None):
+        """within: the folder of the curriculum that this run is a rung of, which is locked with it."""
+        self.path, self.identity, self.within = path, finite_or_none(identity), within
         self.checkpoint, self.previous = path / "checkpoint.pt", path / "checkpoint.previous.pt"
         self.metrics = path / "metrics.jsonl"
         self._fresh, self._overwrite, self._lock_file = True, False, None
         self._checkpoint_is_good = False  # as far as this process knows
 
     @classmethod
-    def open(cls, path: Path, identity: dict, resume: bool, overwrite: bool, workers: Workers):
+    def open(
+        cls,
+        path: Path,
+        identity: dict,
+        resume: bool,
+        overwrite: bool,
+        workers: Workers,
+        within: "RunFolder | None" = None,
+    ):
         """(folder, checkpoint or None), the same on every rank. Nothing is written or deleted yet: that is for `begin`.
 
         identity: everything the run's numbers depend on; it is config.json, and a resumed run must agree with it.
@@ -269,7 +284,7 @@ class RunFolder:
         another configuration, where the folder cannot be written or another process is writing it, and where ranks disagree
         on the identity.
         """
-        folder = cls(path, identity)
+        folder = cls(path, identity, within)
         folder._overwrite = overwrite
         # torchrun starts ranks again after a fault: then the run goes on by itself, or starts where nothing was saved.
         # Of several nodes not all need to have counted it.
@@ -279,11 +294,12 @@ class RunFolder:
 
         def prepare() -> dict | None:
             folder._check_writable()
-            if path.is_dir():
-                try:
-                    folder._lock(make=False)
-                except OSError as error:
-                    raise folder._unwritable(error) from None
+            for place in filter(None, (within, folder)):
+                if place.path.is_dir():
+                    try:
+                        place._lock(make=False)
+                    except OSError as error:
+                        raise place._unwritable(error) from None
             if not resume and not (restarted and folder._has_checkpoint()):
                 folder._refuse_to_replace_a_run()
                 return None
@@ -306,24 +322,34 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.within:
+                self.within._lock(make=True)
             self._lock(make=True)
             if self._fresh:
                 self._refuse_to_replace_a_run()
-                for name in self.FILES:
-                    (self.path / name).unlink(missing_ok=True)
-                    (self.path / (name + ".tmp")).unlink(missing_ok=True)  # of a writer that was killed
-                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+                self.delete()
                 write_json(self.path / "config.json", self.identity)
             self._truncate_metrics(iteration)
         except OSError as error:
             raise self._unwritable(error) from None
 
+    def delete(self) -> None:
+        """Delete the run in this folder, if there is one; of other files in it none."""
+        for name in self.FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / (name + ".tmp")).unlink(missing_ok=True)  # of a writer that was killed
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
     def _has_checkpoint(self) -> bool:
         return self.checkpoint.exists() or self.previous.exists()
 
+    @property
+    def holds_run(self) -> bool:
+        """A folder without checkpoint and results is no run: a start that was killed at once may be repeated."""
+        return self._has_checkpoint() or (self.path / "results.json").exists()
+
     def _refuse_to_replace_a_run(self) -> None:
-        # A folder without checkpoint and results is no run: a start that was killed at once may be repeated.
-        if not self._overwrite and (self._has_checkpoint() or (self.path / "results.json").exists()):
+        if not self._overwrite and self.holds_run:
             raise BadInput(f"--run-dir {self.path} already holds a run; --resume continues it, --overwrite deletes it")
 
     def _unwritable(self, error: OSError) -> BadInput:
@@ -367,8 +393,8 @@ class RunFolder:
             os.ftruncate(self._lock_file.fileno(), 0)
             os.pwrite(self._lock_file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
-    def load(self) -> dict:
-        """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
+    def _configuration(self) -> dict:
+        """config.json."""
         try:
             saved = json.loads((self.path / "config.json").read_text())
         except FileNotFoundError:
@@ -377,8 +403,21 @@ class RunFolder:
             saved = None
         if not isinstance(saved, dict):
             raise BadInput(f"--run-dir: {self.path / 'config.json'} is damaged")
-        if differing := differences(saved, self.identity, "there"):
+        return saved
+
+    def require_configuration(self, settings: dict) -> None:
+        """Raises BadInput where the run in this folder has another value for one of the settings."""
+        saved = self._configuration()
+        self._require_same({name: saved.get(name) for name in settings}, finite_or_none(settings))
+
+    def _require_same(self, saved: dict, wanted: dict) -> None:
+        if differing := differences(saved, wanted, "there"):
             raise BadInput(f"--run-dir {self.path} holds another configuration: {differing}")
+
+    def load(self) -> dict:
+        """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
+        saved = self._configuration()
+        self._require_same(saved, self.identity)
         complaints = []
         for path in (self.checkpoint, self.previous):
             if not path.exists():
@@ -405,7 +444,7 @@ class RunFolder:
         state: what `torch.load(weights_only=True)` can read, with its "iteration".
         """
         content = pack_checkpoint({**state, "identity": fingerprint_of(self.identity)})
-        with self._writing(f"the checkpoint of iteration {state['iteration']:,}"):
+        with self.writing(f"the checkpoint of iteration {state['iteration']:,}"):
             if self.metrics.exists():  # a checkpoint must not be ahead of its lines, not even after a power cut
                 flush_to_disk(self.metrics)
             # A copy, so that at no moment there is no checkpoint under the main name; and never of a damaged one over a good one.
@@ -415,7 +454,7 @@ class RunFolder:
         self._checkpoint_is_good = True
 
     @contextlib.contextmanager
-    def _writing(self, what: str):
+    def writing(self, what: str):
         """A Fault where a file cannot be written: a full disk, most likely. What was saved before is left as it was."""
         try:
             yield
@@ -438,12 +477,12 @@ class RunFolder:
 
     def log(self, metrics: dict) -> None:
         """Append one line to metrics.jsonl."""
-        with self._writing("metrics.jsonl"), open(self.metrics, "a") as file:
+        with self.writing("metrics.jsonl"), open(self.metrics, "a") as file:
             file.write(json.dumps(finite_or_none(metrics)) + "\n")
 
     def finish(self, figures: bytes, results: dict) -> None:
         """Write figures.npz and results.json."""
-        with self._writing("the result"):
+        with self.writing("the result"):
             write_atomically(self.path / "figures.npz", figures)
             write_json(self.path / "results.json", results)
 

@@ -34,6 +34,7 @@ from common.leak import LeakSettings, TrainedLeak
 from common.optimizer import OPTIMIZERS, make_optimizer
 from common.philox import Purpose, gaussian
 from common.problem import (
+    CURRICULUM,
     FIFTY_FRAMES,
     FREE_LEAK,
     HUNDRED_FRAMES,
@@ -112,6 +113,10 @@ PRESETS = {
     "fifty-frames-v": {**LAPTOP, **MUON, **FIFTY_FRAMES, "iterations": 1000, "trains": "v"},
     "hundred-frames": {**LAPTOP, **MUON, **HUNDRED_FRAMES, "iterations": 600},
     "hundred-frames-v": {**LAPTOP, **MUON, **HUNDRED_FRAMES, "iterations": 600, "trains": "v"},
+    # Small enough to climb the whole schedule: --curriculum. A rung ends where five scores have brought nothing better.
+    "curriculum": {
+        **MUON, **CURRICULUM, "rank": 8, "iterations": 400, "batch_size": 32, "rate_warmup": 20, "evaluate_every": 20, "patience": 5,
+    },
 }  # fmt: skip
 
 TILE = {"cpu": 32, "cuda": 64}  # sequences: 8 GPUs share a minibatch of 512, two cores one of 64
@@ -468,7 +473,7 @@ class Training(experiment.Training):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return experiment.launch(*parse_arguments(argv), Training, __file__)
+    return experiment.launch(*parse_arguments(argv), Training, __file__, parse_arguments)
 
 
 if __name__ == "__main__":

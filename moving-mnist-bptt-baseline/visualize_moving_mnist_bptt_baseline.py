@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from common.curriculum_figures import curriculum, read_curricula
 from common.errors import BadInput, run_main
 from common.figures import (
     BLUE,
@@ -214,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         figures["closed_loop_error"] = closed_loop_error(run)
         figures["leaks"] = leaks(run)
         figures["memory_by_length"] = memory_by_length(*measurement)
+        figures["curriculum"] = curriculum(read_curricula(options.run, HERE), "backpropagation through time")
         save_figures(figures, options.out / "viz")
     return 0
 

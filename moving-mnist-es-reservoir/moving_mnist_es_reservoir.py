@@ -38,7 +38,7 @@ from common.gradient import GradientMeter
 from common.laws import SIGN_COST, expected_cosine, minibatch_cosine, perturbed_dimensions
 from common.leak import LeakNoise, LeakSettings
 from common.philox import Purpose, gaussian
-from common.problem import FREE_LEAK, Embeddings, Problem, ProblemSettings
+from common.problem import CURRICULUM, FREE_LEAK, Embeddings, Problem, ProblemSettings
 from common.projection import VisitedStates, project_noise
 from common.rollout import KERNELS, Rollout, pairs_per_tile, require_kernel
 from common.run import RunSettings, setting
@@ -131,6 +131,8 @@ PRESETS = {
     # The leak learns as well: one α, or one of each unit.
     "scalar-leak": {**LAPTOP, "train_leak": "scalar"},
     "unit-leaks": {**LAPTOP, "train_leak": "per-unit"},
+    # Small enough to climb the whole schedule: --curriculum. A rung ends where five scores have brought nothing better.
+    "curriculum": {**LAPTOP, **CURRICULUM, "rank": 8, "iterations": 150, "population_pairs": 128, "evaluate_every": 10, "patience": 5},
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
 }  # fmt: skip
@@ -494,8 +496,7 @@ class Training(ForwardTraining):
 
 
 def main(argv: list[str] | None = None) -> int:
-    config, options = parse_arguments(argv)
-    return experiment.launch(config, options, Training, __file__)
+    return experiment.launch(*parse_arguments(argv), Training, __file__, parse_arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from common.curriculum_figures import curriculum, read_curricula
 from common.errors import run_main
 from common.figures import (
     BLUE,
@@ -560,7 +561,9 @@ def main(argv: list[str] | None = None) -> int:
     options = figure_arguments(__doc__.splitlines()[0], HERE, "viz/", argv)
     run = load_run(options.run, COMMITTED, SHAPES, needs=("train_loss", "decoder_loss", "validation_mse"))
     with style():
-        save_figures({name: draw(run) for name, draw in FIGURES.items()}, options.out / "viz")
+        figures = {name: draw(run) for name, draw in FIGURES.items()}
+        figures["curriculum"] = curriculum(read_curricula(options.run, HERE), "evolution strategies in parameters")
+        save_figures(figures, options.out / "viz")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Draw a saved run of rank_space_es: three figures in viz/, or up to six (see below). Reads files only, never trains.
+"""Draw a saved run of rank_space_es: three figures in viz/, or up to seven (see below). Reads files only, never trains.
 
 python visualize_rank_space_es.py                              # the committed results, laptop preset, seed 0
 python visualize_rank_space_es.py --run runs/laptop-seed0 --out /some/folder
 
-The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon). The
-figure of errors by cost is not of one run: it is drawn from the committed results, of other experiments too.
+The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon), a
+curriculum where the run is a rung of one, and of the committed results the committed ones. The figure of errors by cost is not of one run: it is drawn from the committed results, of other experiments too.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.comparison import agreed
+from common.curriculum_figures import curriculum, read_curricula
 from common.errors import run_main
 from common.figures import (
     BLUE,
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
             "adapter_spectra": adapter_spectra(run),
             "cosine_to_gradient": cosine_to_gradient(run, sizes(run)),
             "error_by_cost": error_by_cost(ROOT),
+            "curriculum": curriculum(read_curricula(options.run, HERE), "rank-space ES"),
         }
         save_figures(figures, options.out / "viz")
     return 0

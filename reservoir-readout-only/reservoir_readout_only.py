@@ -184,7 +184,7 @@ class Training(experiment.Training):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return experiment.launch(*parse_arguments(argv), Training, __file__)
+    return experiment.launch(*parse_arguments(argv), Training, __file__, parse_arguments)
 
 
 if __name__ == "__main__":

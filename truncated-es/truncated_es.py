@@ -199,7 +199,7 @@ class Training(TruncatedTraining):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return experiment.launch(*parse_arguments(argv), Training, __file__)
+    return experiment.launch(*parse_arguments(argv), Training, __file__, parse_arguments)
 
 
 if __name__ == "__main__":

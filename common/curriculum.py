@@ -1,0 +1,145 @@
+"""The brief's schedule as one run: problems that grow harder, each begun with what the one before has learned (--curriculum).
+
+    two digits → T = 50 → T = 100 → N = 5000 → r = 64 → one α that learns → an α of each unit
+
+Each rung changes one thing more, and all before it stay changed. The sizes are the brief's where the run starts as the brief does (T = 20,
+N = 2000, r = 32), else they grow by as much. A rung that an experiment has no setting for, or that the start has climbed already, is left
+out. A rung ends with its --iterations, or, with --patience P, at a plateau: P scores on the validation set in a row without a better one, and
+what is handed on are the parameters of the best.
+
+Every rung is a run of its own, in a folder of its own in the run folder, and starts from the one before it (`--start-from`), so that what is
+predicted stays as it was where T, N, r or the leak grow. `curriculum.json` in the run folder has a line for each that is finished.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import BadInput
+from common.files import write_json
+from common.results import CURRICULUM, evenly
+from common.run import RunFolder
+
+LOG = CURRICULUM
+CURVE_POINTS = 60
+# Of a rung's results.json, what its line says.
+KEPT = (
+    "problem_id", "problem", "iterations", "best_iteration", "rollouts", "wallclock_s", "validation_mse_taken_over", "validation_mse",
+    "test_mse", "test_mse_last_frame", "ridge_test_mse", "ridge_test_mse_at_start", "trivial_test_mse", "reproduces", "theta_sha256",
+    "environment", "source",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rung:
+    """name: what is new in it. folder: its name in the run folder. config: with everything that has changed so far."""
+
+    name: str
+    folder: str
+    config: object
+
+
+def steps_of(config) -> list[tuple[str, str, dict]]:
+    """(name, short name, changed settings) of the rungs after the first, for an experiment with this configuration."""
+    length, units, rank = config.sequence_length, config.hidden_size, getattr(config, "rank", 0)
+    leaks = ("no", "scalar", "per-unit")
+    climbed = leaks.index(config.train_leak) if hasattr(config, "train_leak") else len(leaks)
+    steps = [("two digits", "two-digits", {"digits": 2})] if config.digits == 1 else []
+    steps += [(f"T = {long}", f"length-{long}", {"sequence_length": long}) for long in (length * 5 // 2, length * 5)]
+    wide = units * 5 // 2
+    steps.append((f"N = {wide}", f"units-{wide}", {"hidden_size": wide, "grown_from": units}))
+    if rank:
+        steps.append((f"r = {2 * rank}", f"rank-{2 * rank}", {"rank": 2 * rank}))
+    for kind, name in (("scalar", "one α learns"), ("per-unit", "an α of each unit")):
+        if climbed < leaks.index(kind):
+            steps.append((name, f"leak-{kind}", {"train_leak": kind}))
+    return steps
+
+
+def rungs_of(config, words: list[str], run_dir: Path, parse_arguments: Callable) -> list[Rung]:
+    """All rungs. words: of the command line, to which each rung adds its own; parse_arguments: the experiment's, which refuses what it
+    cannot do. Raises BadInput."""
+    if config.grown_from:
+        raise BadInput("--grown-from is a rung of --curriculum: leave it out")
+    if getattr(config, "core", "reservoir") != "reservoir" or getattr(config, "trains", "") == "all":
+        raise BadInput("--curriculum hands on an adapter of the reservoir: choose another --core or --trains")
+    rungs, changes = [Rung("start", "0-start", config)], {}
+    for number, (name, short, change) in enumerate(steps_of(config), start=1):
+        changes |= change
+        more = [f"--{key.replace('_', '-')}={value}" for key, value in changes.items()]
+        try:
+            of_rung, _ = parse_arguments([*words, *more, f"--start-from={run_dir / rungs[-1].folder}"])
+        except BadInput as error:
+            raise BadInput(f"--curriculum, rung {number} ({name}): {error}") from None
+        rungs.append(Rung(name, f"{number}-{short}", of_rung))
+    return rungs
+
+
+class Log:
+    """`curriculum.json`: a line for each finished rung. On rank 0 only."""
+
+    def __init__(self, run_dir: Path, rungs: list[Rung]):
+        self.run_dir, self.rungs = run_dir, rungs
+        self.lines: list[dict] = []
+
+    def read(self) -> int:
+        """How many rungs are finished: those of which line and result agree. Raises BadInput for a damaged file."""
+        path = self.run_dir / LOG
+        try:
+            lines = json.loads(path.read_text(encoding="utf-8"))["rungs"]
+            self.lines = [dict(line) for line in lines][: len(self.rungs)]
+            thetas = [(line["folder"], line["theta_sha256"]) for line in self.lines]
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise BadInput(f"--run-dir: {path} is damaged") from None
+        for number, (rung, theta) in enumerate(zip(self.rungs, thetas)):
+            if theta != (rung.folder, self._result(rung).get("theta_sha256")):
+                self.lines = self.lines[:number]
+        return len(self.lines)
+
+    def _result(self, rung: Rung) -> dict:
+        try:
+            return dict(json.loads((self.run_dir / rung.folder / "results.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {}
+
+    def add(self, number: int) -> None:
+        """Write down that a rung is finished. Whatever the rungs after it hold began with something else: it is deleted first."""
+        rung, result = self.rungs[number], self._result(self.rungs[number])
+        for later in self.rungs[number + 1 :]:
+            RunFolder(self.run_dir / later.folder, {}).delete()
+        curve = []
+        metrics = (self.run_dir / rung.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in map(json.loads, metrics):
+            if line.get("validation_mse") is not None:
+                curve.append([line[key] for key in ("iteration", "rollouts", "wallclock_s", "validation_mse")])
+        ended = "budget" if result["iterations"] >= rung.config.iterations else "plateau"
+        kept = {key: result[key] for key in KEPT if key in result}
+        line = {"name": rung.name, "folder": rung.folder, "ended": ended, **kept, "curve": evenly(curve, CURVE_POINTS)}
+        self.lines = [*self.lines[:number], line]
+        content = {
+            "schema": 1,
+            **{key: result[key] for key in ("stub", "preset", "seed")},
+            "config": self._result(self.rungs[0])["config"],
+            "planned": [rung.name for rung in self.rungs],
+            "rungs": self.lines,
+        }
+        write_json(self.run_dir / LOG, content)
+
+    def table(self) -> str:
+        """The finished rungs, one a line: what was taken over, what became of it, and the frozen core under a ridge readout."""
+        head = f"{'validation MSE, then test MSE':28}{'taken over':>12}{'validation':>12}{'test':>10}{'ridge':>10}{'frozen':>10}"
+        lines = [head]
+        for line in self.lines:
+            keys = (
+                "validation_mse_taken_over",
+                "validation_mse",
+                "test_mse",
+                "ridge_test_mse",
+                "ridge_test_mse_at_start",
+            )
+            cells = [f"{line[key]:.4f}" if key in line else "" for key in keys]
+            lines.append(f"{line['name']:28}" + "".join(f"{c:>{w}}" for c, w in zip(cells, (12, 12, 10, 10, 10))))
+        return "\n".join(lines)
