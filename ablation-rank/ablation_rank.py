@@ -15,6 +15,7 @@ number of rollouts, and of seconds of training, that all methods of one r have s
 Start: `python ablation_rank.py --preset laptop --publish`; what its flags do stands in common/study.py.
 """
 
+import math
 import statistics
 from collections.abc import Callable
 
@@ -122,7 +123,7 @@ def methods_of(study: Study) -> list[str]:
 
 
 def limit(study: Study, rank: int, cost: int) -> float:
-    """The most rollouts, or seconds, that all methods have spent at this r, in every seed."""
+    """The most rollouts, or seconds, that all methods have spent at this r, in every seed; ∞ where no run was ever scored."""
     return min(reached(study.rows(name, rank=str(rank)), cost) for name in METHODS)
 
 
@@ -186,7 +187,8 @@ def _errors(study: Study, measure: str) -> str:
         rows.append([METHODS[name][1], *(mean_and_spread(values) if values else MISSING for values in errors)])
     for word, cost, text in (("rollouts", ROLLOUTS, in_words), ("time", SECONDS, duration)):
         if word in measure:
-            rows.append([f"{word} spent, at most", *(text(limit(study, rank, cost)) for rank in ranks)])
+            limits = [limit(study, rank, cost) for rank in ranks]
+            rows.append([f"{word} spent, at most", *(text(x) if math.isfinite(x) else MISSING for x in limits)])
     return markdown_table(columns, rows)
 
 

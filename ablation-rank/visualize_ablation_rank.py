@@ -6,6 +6,7 @@ python visualize_ablation_rank.py --run runs/laptop --out /some/folder
 Figures of preset laptop have plain names, those of other presets end in theirs.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,9 @@ def error_by_rank(study: Study) -> Figure:
         rank_axis(axes, ranks)
         axes.set(ylim=robust_limits(shown, share=1.0), ylabel=SCORES[ridge], title=measure[0].upper() + measure[1:])
     for axes, cost, text in zip(panels[1:], (ROLLOUTS, SECONDS), (in_words, duration)):
-        spent = [limit(study, rank, cost) for rank in ranks]
-        few, many = (text(value) for value in (min(spent), max(spent)))
-        axes.set_title(f"{axes.get_title(loc='left')}: {few}{f' to {many}' * (few != many)}")
+        spent = [value for rank in ranks if math.isfinite(value := limit(study, rank, cost))]
+        words = dict.fromkeys(text(value) for value in (min(spent), max(spent))) if spent else ["not known"]
+        axes.set_title(f"{axes.get_title(loc='left')}: {' to '.join(words)}")
     return figure
 
 

@@ -38,8 +38,8 @@ from common.results import (
     place,
     read_curriculum,
     run_name,
-    studies,
     stubs,
+    studies,
 )
 from common.text import duration, in_words
 

@@ -422,6 +422,16 @@ def test_what_fewer_rollouts_bring_is_read_from_the_curve(rank):
     assert rank.at_equal(0)(study, "rank-space", 4) == [1.0, 1.0]  # not scored between 0 and 400
 
 
+def test_runs_that_were_never_scored_are_left_out(rank, monkeypatch, tmp_path):
+    study = made_up_ranks()
+    for row in [*study.rows("bptt", rank="1"), *study.rows("rank-space", rank="1")]:
+        row["curve"] = []
+    assert "| rollouts spent, at most | — | 400 | 3,200 |" in rank.tables(study)
+    (tmp_path / "study.json").write_text(json.dumps(study.content))
+    module = load(ROOT / "ablation-rank" / "visualize_ablation_rank.py", monkeypatch)
+    assert module.main(["--run", str(tmp_path), "--out", str(tmp_path / "drawn")]) == 0
+
+
 def test_figures_and_gif_are_drawn_of_what_is_there(rank, monkeypatch, tmp_path):
     content = made_up_ranks().content
     (tmp_path / "study.json").write_text(json.dumps(content))
