@@ -21,7 +21,7 @@ from common.errors import BadInput, Parser, reason, run_main
 from common.files import write_atomically
 from common.results_page import MISSING, percent
 from common.results_page import _inputs_of as inputs_of
-from common.results_page import _table as table
+from common.results_page import markdown_table as table
 
 HERE = Path(__file__).resolve().parent
 GPU = "-cuda"

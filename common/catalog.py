@@ -3,7 +3,7 @@
     python -m common.catalog results [--check]   write RESULTS.md and its figures (or name those on disk that are stale)
     python -m common.catalog check [STUB ...]    print every breach of the contract that a machine can see
     python -m common.catalog publish RUN_DIR     copy what is worth keeping of a finished run to <stub>/results/
-    python -m common.catalog figures [STUB ...]  redraw the committed figures and GIFs from committed results
+    python -m common.catalog figures [STUB ...]  redraw the committed figures and GIFs from committed results and measurements
     python -m common.catalog new NAME            start an experiment from template/
 
 Exit codes: 0 done, 1 problems found, 2 bad input. Nothing here trains or imports an experiment: it reads files and starts
@@ -14,9 +14,9 @@ import argparse
 import os
 from pathlib import Path
 
-from common.contract import check
+from common.contract import check, known_slugs, require_known
 from common.errors import BadInput, Parser, run_main
-from common.results import ROOT, module_of, publish, stubs
+from common.results import ROOT, module_of, publish
 from common.results_page import stale_files, write_results
 from common.scaffold import draw_figures, new
 
@@ -39,9 +39,8 @@ def _publish(arguments: argparse.Namespace, root: Path) -> list[str]:
 
 
 def _figures(arguments: argparse.Namespace, root: Path) -> list[str]:
-    for slug in arguments.stub or stubs(root):
-        if slug not in stubs(root):
-            raise BadInput(f"{slug}: no such stub; there are {', '.join(stubs(root)) or 'none'}")
+    for slug in arguments.stub or known_slugs(root):
+        require_known(root, slug)
         draw_figures(root, slug)
     return []
 
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("stub", nargs="*", help="only these (default: the whole repository)")
     command = add("publish", _publish, "copy a finished run to its stub's results/")
     command.add_argument("run_dir", type=Path)
-    command = add("figures", _figures, "redraw figures and GIFs from committed results")
+    command = add("figures", _figures, "redraw figures and GIFs from committed results and measurements")
     command.add_argument("stub", nargs="*", help="only these (default: all)")
     command = add("new", _new, "start an experiment from template/")
     command.add_argument("name")

@@ -1,6 +1,6 @@
 """The contract of SPEC.md, as far as a machine can check it. Every check returns a list of problems, one line each.
 
-Experiments are never imported here: they are asked in a process of their own.
+Experiments and studies are never imported here: they are asked in a process of their own.
 """
 
 import ast
@@ -21,12 +21,15 @@ from common.results import (
     LARGEST_FILE,
     ROOT,
     changed_settings,
+    is_study,
     load_results,
     module_of,
     run_name,
     stubs,
+    studies,
 )
 from common.results_page import stale_files
+from common.study_data import Study, read_study
 
 LAPTOP_SECONDS = 300
 SECTIONS = [
@@ -38,20 +41,30 @@ SECTIONS = [
     "Deviations from the original",
     "Open questions",
 ]
+WEIGHTS = "weights or states"
 FIGURE_KINDS = {
     "training curves": "training|curve",
-    "weights or states": "weight|spectr|adapter|singular|hidden|state",
+    WEIGHTS: "weight|spectr|adapter|singular|hidden|state",
 }
 
 
 def check(root: Path = ROOT, slugs: list[str] | None = None) -> list[str]:
-    """Problems of the given stubs, or of the whole repository. Raises BadInput for a stub that does not exist."""
-    known = stubs(root)
+    """Problems of the given stubs and studies, or of the whole repository. Raises BadInput for one that does not exist."""
     for slug in slugs or []:
-        if slug not in known:
-            raise BadInput(f"{slug}: no such stub; there are {', '.join(known) or 'none'}")
-    problems = [p for slug in slugs or known for look in STUB_CHECKS for p in look(root, slug)]
+        require_known(root, slug)
+    problems = [p for slug in slugs or known_slugs(root) for look in checks_of(slug) for p in look(root, slug)]
     return problems if slugs else problems + check_repository(root)
+
+
+def known_slugs(root: Path) -> list[str]:
+    """All stubs, then all studies, which start them."""
+    return stubs(root) + studies(root)
+
+
+def require_known(root: Path, slug: str) -> None:
+    """Raises BadInput for a slug that is neither a stub nor a study."""
+    if slug not in known_slugs(root):
+        raise BadInput(f"{slug}: no such stub or study; there are {', '.join(known_slugs(root)) or 'none'}")
 
 
 def run_python(arguments: list, folder: Path, root: Path, **options) -> subprocess.CompletedProcess:
@@ -65,19 +78,44 @@ def run_python(arguments: list, folder: Path, root: Path, **options) -> subproce
 
 
 def check_files(root: Path, slug: str) -> list[str]:
-    """Files that a stub folder must hold, and that images are what their names say."""
+    """Files that the folder of a stub or a study must hold, and that images are what their names say."""
     folder, module = root / slug, module_of(slug)
+    kept = "measurements" if is_study(slug) else "results"
     wanted = [f"{module}.py", f"visualize_{module}.py", f"make_{module}_gif.py", f"{module}.gif", "README.md"]
     problems = [f"{slug}: {name} is missing" for name in wanted if not (folder / name).is_file()]
-    if not list((folder / "results").glob("*.json")):
-        problems.append(f"{slug}: results/ holds no *.json")
+    if not list((folder / kept).glob("*.json")):
+        problems.append(f"{slug}: {kept}/ holds no *.json")
     pngs = sorted((folder / "viz").glob("*.png"))
     for kind, pattern in FIGURE_KINDS.items():
+        if kind == WEIGHTS and is_study(slug) and not _varies_the_rank(root, slug):
+            continue
         if not any(re.search(pattern, p.name) for p in pngs):
             problems.append(f"{slug}: viz/ holds no PNG of {kind} (a name with one of {pattern.replace('|', ', ')})")
     return problems + [
         f"{slug}: {path.name} {fault}" for path in [*pngs, *folder.glob("*.gif")] if (fault := _fault(path))
     ]
+
+
+def _varies_the_rank(root: Path, slug: str) -> bool:
+    """Whether a study has measured adapters of several ranks."""
+    sweeps = [sweep for study in _measured(root, slug)[0].values() for sweep in study.content["sweeps"].values()]
+    return any(len(sweep["varied"].get("rank", [])) > 1 for sweep in sweeps)
+
+
+def _measured(root: Path, slug: str) -> tuple[dict[str, Study], list[str]]:
+    """A study's measurements by their files' names, and what is wrong with those that cannot be read or lie elsewhere than they say."""
+    measured, problems = {}, []
+    for path in sorted((root / slug / "measurements").glob("*.json")):
+        try:
+            study = read_study(path, slug)
+        except BadInput as error:
+            problems.append(str(error))
+            continue
+        if study.preset == path.stem:
+            measured[path.name] = study
+        else:
+            problems.append(f"{path}: key 'preset' asks for the name {study.preset}.json")
+    return measured, problems
 
 
 def _fault(path: Path) -> str:
@@ -169,6 +207,21 @@ def check_results(root: Path, slug: str) -> list[str]:
     return problems
 
 
+def check_measurements(root: Path, slug: str) -> list[str]:
+    """Schema of a study's measurements, and that README §Results prints every line of the tables that its script makes of them."""
+    measured, problems = _measured(root, slug)
+    path = root / slug / "README.md"
+    section = dict(sections_of(path.read_text(encoding="utf-8"))).get("Results", "") if path.is_file() else ""
+    for name, study in measured.items():
+        words = [f"{module_of(slug)}.py", "--tables", "--preset", study.preset]
+        done = run_python(words, root / slug, root, capture_output=True, text=True)
+        if done.returncode:
+            problems.append(f"{slug}: `python {shlex.join(words)}`: {done.stderr.strip()[-200:]}")
+        lost = [line for line in done.stdout.splitlines() if line.startswith("|") and line not in section.splitlines()]
+        problems += [f"{slug}: README.md §Results does not print, of measurements/{name}: {line}" for line in lost]
+    return problems
+
+
 def check_presets(root: Path, slug: str) -> list[str]:
     """That every committed result ran with its preset as the script has it now: `--preset` and `--seed` alone repeat it."""
     try:
@@ -232,8 +285,8 @@ def _imported(tree: ast.Module) -> set[str]:
 
 
 def check_code(root: Path, slug: str) -> list[str]:
-    """Nothing left undone in a stub's code, no marker of work put off, and no import of another stub."""
-    foreign = {p.stem: other for other in stubs(root) if other != slug for p in (root / other).glob("*.py")}
+    """Nothing left undone in the code of a stub or a study, no marker of work put off, and no import of another one."""
+    foreign = {p.stem: other for other in known_slugs(root) if other != slug for p in (root / other).glob("*.py")}
     own = {p.stem for p in (root / slug).glob("*.py")}
     problems = []
     for path, tree in _trees(root / slug):
@@ -250,8 +303,8 @@ def check_code(root: Path, slug: str) -> list[str]:
 
 
 def check_common(root: Path) -> list[str]:
-    """`common` imports no stub."""
-    modules = {p.stem for slug in stubs(root) for p in (root / slug).glob("*.py")}
+    """`common` imports no stub, and no study."""
+    modules = {p.stem for slug in known_slugs(root) for p in (root / slug).glob("*.py")}
     imports = [(path.name, m) for path, tree in _trees(root / "common") for m in sorted(_imported(tree) & modules)]
     return [f"common/{name}: imports {m}, part of a stub" for name, m in imports]
 
@@ -322,7 +375,7 @@ def check_commands(root: Path, readme: Path) -> list[str]:
             problems += [(shlex.join(command), complaint)]
     for script, uses in scripts.items():
         lines, arguments = zip(*uses)
-        if script.stem == module_of(script.parent.name):
+        if script.stem == module_of(script.parent.name) and not is_study(script.parent.name):
             answers = [refusal for refusal, _ in ask(root, script.parent.name, list(arguments))]
         else:
             answers = [_unknown_to_help(root, [script], words) for words in arguments]
@@ -377,3 +430,8 @@ def check_repository(root: Path) -> list[str]:
 
 
 STUB_CHECKS = (check_files, check_readme, check_results, check_presets, check_code, check_stub_commands)
+STUDY_CHECKS = (check_files, check_readme, check_measurements, check_code, check_stub_commands)
+
+
+def checks_of(slug: str) -> tuple:
+    return STUDY_CHECKS if is_study(slug) else STUB_CHECKS

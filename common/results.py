@@ -16,6 +16,7 @@ from common.files import require_writable, write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FILE = 2_000_000  # bytes
 HISTORY_LINES = 200
+STUDY = "ablation-"  # begins the name of a study's folder
 CURRICULUM = "curriculum.json"  # in the run folder of one, see curriculum.py
 ROLES = ("floor", "ceiling", "reference")
 TRIVIAL = {"mean": "mean embedding", "copy_last": "copy last frame", "ar1": "AR(1) ridge", "ar3": "AR(3) ridge"}
@@ -29,9 +30,24 @@ def module_of(slug: str) -> str:
     return slug.replace("-", "_")
 
 
-def stubs(root: Path = ROOT) -> list[str]:
-    """Slugs of all experiments: the folders at the root that hold a script of their own name, sorted."""
+def _scripts(root: Path) -> list[str]:
+    """Folders at the root that hold a script of their own name, sorted."""
     return sorted(f.name for f in root.iterdir() if f.is_dir() and (f / f"{module_of(f.name)}.py").is_file())
+
+
+def is_study(slug: str) -> bool:
+    """Whether a folder of this name starts experiments and trains nothing itself."""
+    return slug.startswith(STUDY)
+
+
+def stubs(root: Path = ROOT) -> list[str]:
+    """Slugs of all experiments: the folders at the root that hold a script of their own name and are no studies, sorted."""
+    return [slug for slug in _scripts(root) if not is_study(slug)]
+
+
+def studies(root: Path = ROOT) -> list[str]:
+    """Slugs of all studies, sorted: they start experiments by their command lines and keep what came of them in measurements/."""
+    return [slug for slug in _scripts(root) if is_study(slug)]
 
 
 def _integer(value) -> bool:

@@ -39,6 +39,7 @@ from common.results import (
     read_curriculum,
     run_name,
     stubs,
+    studies,
 )
 from common.text import duration, in_words
 
@@ -139,7 +140,7 @@ def _listed_seeds(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; short rows are filled with dashes."""
     rows = [columns, ["---"] * len(columns), *(row + [MISSING] * (len(columns) - len(row)) for row in rows)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -160,7 +161,7 @@ def _ladder(results: list[dict], groups: list[Group], scales: list[Scale]) -> st
     columns = ["experiment", "preset", "seeds", "test MSE", f"frame {frame} MSE", "ridge refit MSE"]
     columns += ["gap closed (Adam floor)", "gap closed (ridge floor)", "training sequences", "rollouts", "wallclock"]
     columns += ["hardware", "source", "Reproduces?"]
-    return _table(columns, [cells for _, cells in sorted(rows)])
+    return markdown_table(columns, [cells for _, cells in sorted(rows)])
 
 
 def _cells(group: Group, scales: list[Scale]) -> list[str]:
@@ -207,7 +208,7 @@ def _pairs(groups: list[Group]) -> list[str]:
     if not any(group.role == "floor" for group in groups):
         return []
     columns = ["method − floor of the same preset", "preset", "seeds", "test MSE", "ridge refit MSE"]
-    return [_table(columns, rows)] * bool(rows) + [f"Not paired: {'; '.join(alone)}."] * bool(alone)
+    return [markdown_table(columns, rows)] * bool(rows) + [f"Not paired: {'; '.join(alone)}."] * bool(alone)
 
 
 def _costs(groups: list[Group], root: Path) -> list[str]:
@@ -234,7 +235,7 @@ def _costs(groups: list[Group], root: Path) -> list[str]:
         columns = ["cost of closing the gap", "preset", "training sequences"]
         columns += [f"{100 * share:.0f} % of the gap" for share in SHARES]
         ends = "; ".join(_levels(count, scale) for count, scale in levels.items())
-        paragraphs += [_table(columns, rows), f"{COSTS} Validation MSE at these shares: {ends}."]
+        paragraphs += [markdown_table(columns, rows), f"{COSTS} Validation MSE at these shares: {ends}."]
         paragraphs += [UNEVEN] * any("§" in cell for row in rows for cell in row)
     if alone:
         why = "there is no floor and ceiling with as many training sequences and validation errors under a ridge refit, the "
@@ -413,7 +414,7 @@ def render(results: list[dict], root: Path | None = None) -> str:
     main, *others = problems
     sections = [HEADER, *(f"{line}\n" for line in _shown(main, main)), render_problem(main, root=root)]
     sections += [render_problem(results, main, _shown(results, main), root) for results in others]
-    sections += [*_curricula(root), *_memory(root)] if root else []
+    sections += [*_curricula(root), *_memory(root), *_studies(root)] if root else []
     return "\n".join([*sections, HOW_TO_READ])
 
 
@@ -447,7 +448,7 @@ def _curricula(root: Path) -> list[str]:
         )
         sections += [
             f"## Up the brief's schedule, preset {preset}\n",
-            _table(["rung", "frozen core", *(f"[{slug}]({slug}/README.md)" for slug in columns)], rows) + "\n",
+            markdown_table(["rung", "frozen core", *(f"[{slug}]({slug}/README.md)" for slug in columns)], rows) + "\n",
             f"Test MSE under a ridge readout, mean ± standard deviation of the seeds ({_listed_seeds(seeds)}). Each rung changes one thing more and begins "
             f"with what the one before has learned (`--preset {preset} --curriculum`); rungs are other problems, so that errors compare along a row and "
             f"not along a column. On {', '.join(machines)}.\n",
@@ -484,11 +485,30 @@ def _memory(root: Path) -> list[str]:
             raise BadInput(f"{path.relative_to(root).as_posix()}: is no measurement of memory against T") from None
         sections += [
             "## Memory against T\n",
-            _table(["peak memory, MB", *(f"T = {length}" for length in lengths)], rows) + "\n",
+            markdown_table(["peak memory, MB", *(f"T = {length}" for length in lengths)], rows) + "\n",
             f"Of one minibatch ({problem}), above what was there before; one thread of {device}. How it is measured stands in "
             f"[{path.parent.parent.name}]({path.parent.parent.name}/README.md), the numbers in [{path.name}]({path.relative_to(root).as_posix()}).\n",
         ]
     return sections
+
+
+def _studies(root: Path) -> list[str]:
+    """The section that names the studies, each with the first sentence of its README, the question."""
+    lines = []
+    for slug in studies(root):
+        path = root / slug / "README.md"
+        text = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        question = next((line.strip() for line in text if line.strip() and not line.startswith("#")), "")
+        lines.append(f"- [{slug}]({slug}/README.md): {question or MISSING}\n")
+    return (
+        [
+            "## Studies\n",
+            "Experiments above, started many times; each has its tables and figures in its own README.\n",
+            "".join(lines),
+        ]
+        if lines
+        else []
+    )
 
 
 # --- Figures of RESULTS.md -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.contract import run_python
 from common.errors import BadInput
-from common.results import ROOT, module_of, publish, read_result
+from common.results import ROOT, STUDY, is_study, module_of, publish, read_result
 from common.results_page import hardware, write_results
 from common.text import duration
 
@@ -16,7 +16,8 @@ LONGEST_NAME = 100
 
 
 def draw_figures(root: Path, slug: str) -> None:
-    """Redraw a stub's viz/*.png and GIF from its committed results. Raises BadInput where a script fails."""
+    """Redraw the viz/*.png and GIF of a stub from its committed results, of a study from its measurements. Raises BadInput where a
+    script fails."""
     for script in (f"visualize_{module_of(slug)}.py", f"make_{module_of(slug)}_gif.py"):
         if run_python([script], root / slug, root).returncode:
             raise BadInput(f"{slug}/{script} failed")
@@ -28,6 +29,10 @@ def check_name(root: Path, name: str) -> None:
         raise BadInput(f"NAME {name!r}: use small letters and digits, joined by single hyphens, as in my-idea")
     if len(name) > LONGEST_NAME:
         raise BadInput(f"NAME {name}: has {len(name)} characters; at most {LONGEST_NAME} may be")
+    if is_study(name):
+        raise BadInput(
+            f"NAME {name}: {STUDY}… is what studies are called, and this makes an experiment; choose another"
+        )
     if (root / name).exists():
         raise BadInput(f"NAME {name}: {root / name} exists already")
     module = module_of(name)

@@ -12,6 +12,8 @@ each on one of them. After each run `sweep.json` is written anew, all that a tab
                            results.json what is in KEPT, its `curve` [[rollouts, seconds, validation MSE], …], and the
                            `singular_values` of its adapter
     failed                 of each run that ended with a fault: `values` and the last line that it said
+
+Several sweeps go one after another under one progress bar: a study's (common/study.py).
 """
 
 import argparse
@@ -19,6 +21,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +63,30 @@ IN_USE = "is in use by"  # says an experiment of a folder that another process w
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """What is asked for: every combination of the values of `vary`, {setting: its values as text}, of one experiment.
+
+    flags: more words of every run's command line.
+    """
+
+    stub: str
+    preset: str
+    vary: dict[str, list[str]]
+    flags: list[str]
+
+    def command(self, folder: Path) -> str:
+        """As a user types it."""
+        vary = [word for name, values in self.vary.items() for word in ("--vary", f"{name}={','.join(values)}")]
+        more = ["--", *self.flags] if self.flags else []
+        words = [self.stub, "--folder", folder.as_posix(), "--preset", self.preset, *vary, *more]
+        return shlex.join(["python", "-m", "common.sweep", *words])
+
+
+@dataclass(frozen=True)
 class Run:
     """One combination. values: {setting: text} of what is varied. words: of its command line. config: what these make."""
 
+    stub: str
     values: dict[str, str]
     folder: Path
     words: list[str]
@@ -74,6 +99,20 @@ class Run:
     @property
     def log(self) -> Path:
         return self.folder.with_name(self.name + ".log")
+
+    @property
+    def command(self) -> str:
+        """As a user types it in the experiment's folder."""
+        return f"python {module_of(self.stub)}.py {shlex.join([*self.words, '--run-dir', str(self.folder)])}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, the folder in which its runs lie, and these, in the order of the settings' values, the last setting fastest."""
+
+    sweep: Sweep
+    folder: Path
+    runs: list[Run]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -114,36 +153,41 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def plan(arguments: argparse.Namespace) -> list[Run]:
-    """All runs, in the order of the settings' values, the last setting fastest. Raises BadInput where the experiment would refuse one."""
-    root, slug = arguments.root.resolve(), arguments.stub
-    if slug not in stubs(root):
-        raise BadInput(f"{slug}: no such stub; there are {', '.join(stubs(root)) or 'none'}")
-    names, choices = zip(*arguments.vary)
-    if (count := int(np.prod([len(values) for values in choices], dtype=float))) > MOST_RUNS:
+def combinations(sweep: Sweep, folder: Path) -> list[tuple[dict[str, str], Path, list[str]]]:
+    """(values, folder, words) of every run. Raises BadInput."""
+    if (count := math.prod(len(values) for values in sweep.vary.values())) > MOST_RUNS:
         raise BadInput(f"--vary: {count:,} combinations; at most {MOST_RUNS:,}")
-    runs, commands = [], []
-    for values in itertools.product(*choices):
-        chosen = dict(zip(names, values))
-        words = [
-            "--preset",
-            arguments.preset,
-            *(f"--{name}={value}" for name, value in chosen.items()),
-            *arguments.flags,
-        ]
-        place = arguments.folder.absolute() / ",".join(
-            f"{name}={value}".replace("/", "_") for name, value in chosen.items()
-        )
-        commands.append(words)
-        runs.append((chosen, place, words))
+    runs = []
+    for values in itertools.product(*sweep.vary.values()):
+        chosen = dict(zip(sweep.vary, values))
+        words = ["--preset", sweep.preset, *(f"--{name}={value}" for name, value in chosen.items()), *sweep.flags]
+        name = ",".join(f"{name}={value}".replace("/", "_") for name, value in chosen.items())
+        runs.append((chosen, folder.absolute() / name, words))
     places = [place for _, place, _ in runs]
     if len(set(places)) < len(places) or any(len(place.name.encode()) > LONGEST_NAME for place in places):
         raise BadInput(f"--vary: values must differ in more than / and _, and be at most {LONGEST_NAME} bytes together")
-    answers = ask(root, slug, commands)
-    for words, (refusal, config) in zip(commands, answers):
-        if config is None:
-            raise BadInput(f"{slug} {shlex.join(words)}: {refusal or 'is no run'}")
-    return [Run(*run, config) for run, (_, config) in zip(runs, answers)]
+    return runs
+
+
+def plan(sweeps: dict[Path, Sweep], root: Path) -> list[Plan]:
+    """All runs of sweeps, each of which has a folder of its own. Raises BadInput where an experiment would refuse one."""
+    for sweep in sweeps.values():
+        if sweep.stub not in stubs(root):
+            raise BadInput(f"{sweep.stub}: no such stub; there are {', '.join(stubs(root)) or 'none'}")
+    wanted = {folder: combinations(sweep, folder) for folder, sweep in sweeps.items()}
+    commands = defaultdict(list)  # an experiment is asked once, whatever the number of its sweeps
+    for where, sweep in sweeps.items():
+        commands[sweep.stub] += [words for _, _, words in wanted[where]]
+    answers = {slug: iter(ask(root, slug, lists)) for slug, lists in commands.items()}
+    plans = []
+    for where, sweep in sweeps.items():
+        runs = []
+        for (values, place, words), (refusal, config) in zip(wanted[where], answers[sweep.stub]):
+            if config is None:
+                raise BadInput(f"{sweep.stub} {shlex.join(words)}: {refusal or 'is no run'}")
+            runs.append(Run(sweep.stub, values, place, words, config))
+        plans.append(Plan(sweep, where, runs))
+    return plans
 
 
 # --- What a run has left ---------------------------------------------------------------------------------------------
@@ -185,21 +229,24 @@ def row_of(run: Run, result: dict, shared: dict) -> dict:
     return {"values": run.values, "config": own, **kept, "curve": curve, "singular_values": values}
 
 
-def write_sweep(arguments: argparse.Namespace, runs: list[Run], failed: dict[str, str]) -> None:
-    """Write sweep.json from what the runs have left."""
-    first = runs[0].config
-    shared = {name: value for name, value in first.items() if all(run.config[name] == value for run in runs)}
-    finished = [(run, result_of(run)) for run in runs]
-    content = {
+def content_of(plan: Plan, failed: dict[Path, str]) -> dict:
+    """sweep.json, from what the runs have left. failed: {folder: last line} of runs that ended with a fault. Raises BadInput."""
+    first, finished = plan.runs[0].config, [(run, result_of(run)) for run in plan.runs]
+    shared = {name: value for name, value in first.items() if all(run.config[name] == value for run in plan.runs)}
+    return {
         "schema": 1,
-        "stub": arguments.stub,
-        "preset": arguments.preset,
-        "varied": dict(arguments.vary),
+        "stub": plan.sweep.stub,
+        "preset": plan.sweep.preset,
+        "varied": plan.sweep.vary,
         "config": shared,
         "rows": [row_of(run, result, shared) for run, result in finished if result],
-        "failed": [{"values": run.values, "said": failed[run.name]} for run in runs if run.name in failed],
+        "failed": [{"values": run.values, "said": failed[run.folder]} for run in plan.runs if run.folder in failed],
     }
-    write_json(arguments.folder / "sweep.json", content)
+
+
+def write_sweep(plan: Plan, failed: dict[Path, str]) -> None:
+    """Write sweep.json."""
+    write_json(plan.folder / "sweep.json", content_of(plan, failed))
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
@@ -229,11 +276,11 @@ def only_one(folder: Path):
 class Lanes:
     """Runs side by side, each a process of its own, with a GPU of its own where there are several, else with a share of the cores."""
 
-    def __init__(self, root: Path, slug: str, at_once: int, on_cpu: bool):
+    def __init__(self, root: Path, at_once: int, on_cpu: bool):
         """at_once: lanes; 0: one for each GPU, or one. on_cpu: no run wants a GPU."""
         self.gpus = 0 if on_cpu else gpus()
         self.at_once = at_once or max(1, self.gpus)
-        self.root, self.script = root, root / slug / f"{module_of(slug)}.py"
+        self.root = root
         self.free = list(range(self.at_once))
         self.running: dict[int, tuple[Run, subprocess.Popen]] = {}
 
@@ -253,10 +300,11 @@ class Lanes:
             words += ["--threads", str(max(1, cores() // self.at_once))]
         if (run.folder / "checkpoint.pt").exists():
             words.append("--resume")
+        script = self.root / run.stub / f"{module_of(run.stub)}.py"
         with open(run.log, "ab") as log:
             # In a session of its own: Ctrl-C reaches the sweep alone, which then asks its runs to stop.
             process = subprocess.Popen(
-                [sys.executable, str(self.script), *words], env=environment, start_new_session=True,
+                [sys.executable, str(script), *words], env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent,
             )  # fmt: skip
         self.running[lane] = run, process
@@ -297,16 +345,32 @@ def last_words(run: Run) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")[:300]
 
 
-def sweep(arguments: argparse.Namespace, runs: list[Run]) -> dict[str, str]:
-    """Run what is not finished yet; returns what failed: {name: its last line}. Raises Interrupted."""
-    todo, failed, asked = [run for run in runs if result_of(run) is None], {}, []
-    waited = dict.fromkeys((run.name for run in runs), 0)
-    on_cpu = all(run.config.get("device") == "cpu" for run in runs)
-    lanes = Lanes(arguments.root.resolve(), arguments.stub, arguments.at_once, on_cpu)
+def run_all(plans: list[Plan], root: Path, at_once: int = 0, title: str = "") -> dict[Path, str]:
+    """Run what is not finished yet, one sweep after another under one progress bar; returns what failed: {folder: its last line}.
+
+    Raises BadInput where another process runs one of them, Interrupted.
+    """
+    with contextlib.ExitStack() as locks:
+        for plan in plans:
+            require_writable(plan.folder / "sweep.json", "--folder")
+            locks.enter_context(only_one(plan.folder))
+        return _run_all(plans, root, at_once, title)
+
+
+def _run_all(plans: list[Plan], root: Path, at_once: int, title: str) -> dict[Path, str]:
+    runs = {run.folder: (plan, run) for plan in plans for run in plan.runs}
+    todo, failed, asked = [run for _, run in runs.values() if result_of(run) is None], {}, []
+    waited = dict.fromkeys(runs, 0)
+    on_cpu = all(run.config.get("device") == "cpu" for _, run in runs.values())
+    lanes = Lanes(root, at_once, on_cpu)
     bar = tqdm(
-        total=len(runs), initial=len(runs) - len(todo), desc=arguments.stub, unit="run",
+        total=len(runs), initial=len(runs) - len(todo), desc=title, unit="run",
         mininterval=0.5 if sys.stderr.isatty() else 15, dynamic_ncols=True,
     )  # fmt: skip
+
+    def name(run: Run) -> str:
+        return run.name if len(plans) == 1 else f"{run.folder.parent.name}: {run.name}"
+
     # A signal is only noted: at no moment is there a run that nobody would stop.
     before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in SIGNALS}
     try:
@@ -314,19 +378,19 @@ def sweep(arguments: argparse.Namespace, runs: list[Run]) -> dict[str, str]:
             while (todo or lanes.running) and not asked:
                 while todo and lanes.free and not asked:
                     lanes.start(todo.pop(0))
-                    bar.set_postfix_str("; ".join(run.name for run, _ in lanes.running.values()))
+                    bar.set_postfix_str("; ".join(name(run) for run, _ in lanes.running.values()))
                 for run, code in lanes.finished():
                     said = last_words(run) if code or result_of(run) is None else None
                     # In use by a run of a sweep that was killed, on its way out.
-                    if said and IN_USE in said and waited[run.name] < PATIENCE_S:
-                        waited[run.name] += 1
+                    if said and IN_USE in said and waited[run.folder] < PATIENCE_S:
+                        waited[run.folder] += 1
                         todo.append(run)
                         time.sleep(1)
                         continue
                     if said:
-                        failed[run.name] = said
-                        bar.write(f"{run.name}: exit code {code}: {said}", file=sys.stderr)
-                    write_sweep(arguments, runs, failed)
+                        failed[run.folder] = said
+                        bar.write(f"{name(run)}: exit code {code}: {said}", file=sys.stderr)
+                    write_sweep(runs[run.folder][0], failed)
                     bar.update()
                 time.sleep(0.1)
     finally:
@@ -336,27 +400,35 @@ def sweep(arguments: argparse.Namespace, runs: list[Run]) -> dict[str, str]:
     if asked:
         print("stopped; the same command goes on", file=sys.stderr)
         raise Interrupted(asked[0])
-    write_sweep(arguments, runs, failed)
+    for plan in plans:
+        write_sweep(plan, failed)
     return failed
+
+
+def finished(plans: list[Plan]) -> int:
+    """How many runs are. Raises BadInput where a folder holds another run than the one that is planned."""
+    return sum(result_of(run) is not None for plan in plans for run in plan.runs)
+
+
+def print_commands(plans: list[Plan]) -> None:
+    """What would be run, a line each."""
+    for run in (run for plan in plans for run in plan.runs):
+        print(f"{run.command}{'  # finished' if result_of(run) else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 1 where a run has failed. Raises BadInput."""
     arguments = parse_arguments(argv)
-    runs = plan(arguments)
-    missing = [run for run in runs if result_of(run) is None]
+    root = arguments.root.resolve()
+    sweep = Sweep(arguments.stub, arguments.preset, dict(arguments.vary), arguments.flags)
+    plans = plan({arguments.folder: sweep}, root)
+    finished(plans)  # refuses before anything is written
     if arguments.dry_run:
-        for run in runs:
-            done = "" if run in missing else "  # finished"
-            print(
-                f"python {module_of(arguments.stub)}.py {shlex.join([*run.words, '--run-dir', str(run.folder)])}{done}"
-            )
+        print_commands(plans)
         return 0
-    require_writable(arguments.folder / "sweep.json", "--folder")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    with only_one(arguments.folder):
-        failed = sweep(arguments, runs)
-    print(f"{len(runs) - len(failed)} of {len(runs)} runs are finished: {arguments.folder / 'sweep.json'}")
+    failed = run_all(plans, root, arguments.at_once, sweep.stub)
+    total = len(plans[0].runs)
+    print(f"{total - len(failed)} of {total} runs are finished: {arguments.folder / 'sweep.json'}")
     return 1 if failed else 0
 
 

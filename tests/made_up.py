@@ -76,6 +76,86 @@ All.
 """
 
 
+# An experiment that does what sweeps rely on, without torch. "wait" waits for a file, "meet" until as many runs have begun, "fail" ends with a fault.
+TRAINER = """
+import argparse, dataclasses, io, json, os, pathlib, signal, sys, time
+
+@dataclasses.dataclass
+class Config:
+    rank: int = 4
+    seed: int = 0
+    what: str = "nothing"
+    device: str = "auto"
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser()
+    for name in ("preset", "run-dir", "threads"):
+        parser.add_argument("--" + name)
+    parser.add_argument("--resume", action="store_true")
+    for field in dataclasses.fields(Config):
+        parser.add_argument("--" + field.name, type=field.type, default=field.default)
+    options = parser.parse_args(argv)
+    config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    if config.rank > 64:
+        raise ValueError(f"--rank must be at most 64, not {config.rank}")
+    return config, options
+
+if __name__ == "__main__":
+    config, options = parse_arguments(sys.argv[1:])
+    folder = pathlib.Path(options.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoint.pt").touch()
+    with open(folder / "starts", "a") as file:
+        file.write(json.dumps({"resume": options.resume, "threads": options.threads, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}) + "\\n")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    while config.what == "wait" and not (folder.parent / "go").exists():
+        time.sleep(0.02)
+    deadline = time.monotonic() + 60
+    while config.what == "meet" and len(list(folder.parent.glob("*/starts"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if config.what == "fail" and config.rank == 8:
+        print("working"); sys.exit("it broke")
+    import numpy as np
+    lines = [{"iteration": i, "rollouts": 10 * i, "wallclock_s": i / 2, "validation_mse": 1 - config.rank / 100 if i % 2 == 0 else None} for i in range(4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+    np.savez(folder / "figures.npz", singular_values_final=np.arange(config.rank, dtype=float))
+    result = {"config": dataclasses.asdict(config), "seed": config.seed, "test_mse": 1 / config.rank,
+              "ridge_test_mse": 1 / (config.rank + config.seed), "ridge_test_mse_at_start": 0.5, "source": {"commit": "abc"}}
+    (folder / "results.json").write_text(json.dumps(result))
+"""
+
+STUDY, STUDY_MODULE = "ablation-toy", "ablation_toy"
+STUDY_SCRIPT = '''"""A study of `made-up`, which is TRAINER."""
+from common.errors import run_main
+from common.results_page import markdown_table, mean_and_spread
+from common.study import study_main
+from common.study_data import column
+from common.sweep import Sweep
+
+FLAGS = []
+PRESETS = {
+    "laptop": {
+        "first": Sweep("made-up", "laptop", {"rank": ["4", "8"], "seed": ["0", "1"]}, FLAGS),
+        "second": Sweep("made-up", "laptop", {"rank": ["16"], "seed": ["0"]}, FLAGS),
+    },
+    "smoke": {"first": Sweep("made-up", "smoke", {"rank": ["2"], "seed": ["0"]}, FLAGS)},
+}
+
+
+def tables(study):
+    points = [point for name in ("first", "second") for point in study.points(name, "rank").items()]
+    return markdown_table(["r", "error"], [[r, mean_and_spread(column(rows, "ridge_test_mse"))] for r, rows in points])
+
+
+def main(argv=None):
+    return study_main(argv, __file__, __doc__, PRESETS, tables)
+
+
+if __name__ == "__main__":
+    run_main(main)
+'''
+
 PROBLEM = {"digits": 1, "sequence_length": 20, "hidden_size": 2000, "digits_sha256": "ab" * 32}
 
 
@@ -169,5 +249,51 @@ def build(root):
         frames[0].save(stub / "viz" / f"{name}.png")
     frames[0].save(stub / f"{MODULE}.gif", save_all=True, append_images=frames[1:])
     commit(root, result())
+    write_results(root)
+    return root
+
+
+def study_content(**sweeps):
+    """A valid measurement: {name: {(rank, seed): ridge test MSE}}."""
+
+    def row(rank, seed, error):
+        curve = [[0, 0.0, 1.0], [100 * rank, rank / 2, 2 * error]]
+        values = {"rank": str(rank), "seed": str(seed)}
+        return {
+            "values": values,
+            "config": {"rank": rank},
+            "ridge_test_mse": error,
+            "curve": curve,
+            "singular_values": [0.5],
+        }
+
+    def sweep(errors):
+        varied = {"rank": [str(r) for r, _ in errors], "seed": [str(s) for _, s in errors]}
+        varied = {name: list(dict.fromkeys(values)) for name, values in varied.items()}
+        rows = [row(*place, error) for place, error in errors.items()]
+        return {"command": "python -m x", "stub": "made-up", "preset": "laptop", "varied": varied, "config": {}, "rows": rows, "failed": []}  # fmt: skip
+
+    sweeps = {name: sweep(errors) for name, errors in sweeps.items()}
+    return {"schema": 1, "study": STUDY, "preset": "laptop", "command": "python x", "sweeps": sweeps}
+
+
+def add_study(root):
+    """Put a study that keeps the contract into a made-up repository."""
+    place = root / STUDY
+    (place / "viz").mkdir(parents=True)
+    (place / "measurements").mkdir()
+    (place / f"{STUDY_MODULE}.py").write_text(STUDY_SCRIPT)
+    for name in (f"visualize_{STUDY_MODULE}.py", f"make_{STUDY_MODULE}_gif.py"):
+        (place / name).write_text(DRAWING_SCRIPT)
+    frames = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
+    for name in ("training_curves", "singular_values"):
+        frames[0].save(place / "viz" / f"{name}.png")
+    frames[0].save(place / f"{STUDY_MODULE}.gif", save_all=True, append_images=frames[1:])
+    content = study_content(first={(4, 0): 0.25, (4, 1): 0.2, (8, 0): 0.125}, second={(16, 0): 0.0625})
+    (place / "measurements" / "laptop.json").write_text(json.dumps(content))
+    text = README.replace(MODULE, STUDY_MODULE).replace("--seed 0", "--dry-run").replace("--seed $seed", "--only first")
+    tables = "| r | error |\n| --- | --- |\n| 4 | 0.2250 ± 0.0354 |\n| 8 | 0.1250 |\n| 16 | 0.0625 |"
+    text = text.replace("Mean test MSE 0.6300.", tables).replace("After nobody", "Why a toy?\n\nAfter nobody")
+    (place / "README.md").write_text(text)
     write_results(root)
     return root

@@ -51,6 +51,7 @@ SWEEP = f"{READOUT}/sweep_reservoir_readout_only.py"
 MEMORY = f"{BPTT}/measure_memory_by_length.py"
 COSINE = f"{ES}/measure_cosine_by_dimensions.py"
 CATALOG, MANY = "common/catalog.py", "common/sweep.py"
+STUDIES = {slug: slug.replace("-", "_") for slug in ("ablation-rank", "ablation-axes")}
 LONG_NAME, LONG_PATH = "n" * 300, "/".join(["n" * 200] * 30)
 DEEP = "[" * 100_000  # valid as far as it goes, and more than a parser's stack takes
 
@@ -767,9 +768,39 @@ MEASUREMENTS = [
     ),
 ]  # fmt: skip
 
-TABLE = [*VALUES, *FLAGS, *PLACES, *RUNS, *FILES, *RESULTS, *DRAWINGS, *MEASUREMENTS]
+OF_STUDIES = [
+    Row(f"{Path(script).stem}: {what}", script, words, says, before, types_it=what == "a flag that is not there")
+    for slug, module in STUDIES.items()
+    for script, rows in {
+        f"{slug}/{module}.py": (
+            ("a flag that is not there", ["--frobnicate"], ["--frobnicate"], ()),
+            ("a preset that is not there", ["--preset", "huge"], ["--preset", "'huge'"], ()),
+            ("a sweep that is not there", ["--only", "colour"], ["--only colour", "no such sweep in preset laptop"], ()),
+            ("a run and a half at once", ["--at-once", "1.5"], ["--at-once"], ()),
+            ("two things to do", ["--dry-run", "--tables"], ["--dry-run and --tables: choose one"], ()),
+            ("tables of nothing", ["--tables", "--run-dir", "nowhere"], ["nowhere/study.json", "cannot be read"], ()),
+            ("tables of no JSON", ["--tables", "--run-dir", "run"], ["run/study.json"], (write("run/study.json", DEEP),)),
+            ("tables of another study", ["--tables", "--run-dir", "run"], ["run/study.json", slug],
+             (write("run/study.json", json.dumps(made_up.study_content(first={(4, 0): 0.5}))),)),
+            ("an empty run folder", ["--run-dir", ""], ["--run-dir"], ()),
+            ("runs below a file", ["--preset", "smoke", "--run-dir", "a/b"], ["--run-dir a/b"], (write("a", ""),)),
+        ),
+        **{
+            f"{slug}/{name}.py": (
+                ("a flag that is not there", ["--run", "run", "--colour", "red"], ["--colour"], ()),
+                ("no run", ["--run", "nowhere"], ["nowhere/study.json", "cannot be read"], ()),
+                ("a study that is a list", ["--run", "run", "--out", "out"], ["run/study.json"], (write("run/study.json", "[]"),)),
+                ("a file for the output", ["--run", "run", "--out", "out"], ["--out out"], (write("out", ""),)),
+            )
+            for name in (f"visualize_{module}", f"make_{module}_gif")
+        },
+    }.items()
+    for what, words, says, before in rows
+]  # fmt: skip
+
+TABLE = [*VALUES, *FLAGS, *PLACES, *RUNS, *FILES, *RESULTS, *DRAWINGS, *MEASUREMENTS, *OF_STUDIES]
 # The default run types one row of the scripts that people start most; that of the others takes two seconds a script.
-SELDOM = ("benchmarks/", "visualize_moving_mnist_bptt", "visualize_reservoir", "gif")
+SELDOM = ("benchmarks/", "visualize_moving_mnist_bptt", "visualize_reservoir", "visualize_ablation", "gif")
 TYPED = [row for row in TABLE if row.types_it]
 
 
@@ -877,7 +908,7 @@ def test_every_script_has_a_row_that_is_typed():
     """Whoever adds a script with a command line adds rows."""
     scripts = [
         path
-        for folder in (*TINY, "benchmarks", "common")
+        for folder in (*TINY, *STUDIES, "benchmarks", "common")
         for path in (ROOT / folder).glob("*.py")
         if "\n    run_main(" in path.read_text()
     ]

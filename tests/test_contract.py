@@ -14,12 +14,12 @@ import torch
 
 from common import contract
 from common.problem import ProblemSettings, fingerprint
-from common.results import OF_THE_MACHINE, ROOT, load_results, run_name, stubs
+from common.results import OF_THE_MACHINE, ROOT, load_results, run_name, stubs, studies
 from common.results_page import results_are_stale
 from common.run import RunSettings
 from common.scaffold import new
 
-STUBS = stubs()
+STUBS, STUDIES = stubs(), studies()
 
 
 def test_the_main_experiment_is_there():
@@ -29,6 +29,12 @@ def test_the_main_experiment_is_there():
 @pytest.mark.parametrize("look", contract.STUB_CHECKS, ids=lambda look: look.__name__)
 @pytest.mark.parametrize("slug", STUBS)
 def test_every_experiment_keeps_the_contract(slug, look):
+    assert look(ROOT, slug) == []
+
+
+@pytest.mark.parametrize("look", contract.STUDY_CHECKS, ids=lambda look: look.__name__)
+@pytest.mark.parametrize("slug", STUDIES)
+def test_every_study_keeps_the_contract(slug, look):
     assert look(ROOT, slug) == []
 
 

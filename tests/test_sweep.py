@@ -9,64 +9,17 @@ import time
 
 import pytest
 from conftest import PATIENCE_S, ROOT
+from made_up import TRAINER
 
 from common import sweep
 from common.errors import BadInput
-
-# Does what the sweep relies on, without torch. "wait" waits for a file, "meet" until as many runs have begun, "fail" ends with a fault.
-SCRIPT = """
-import argparse, dataclasses, io, json, os, pathlib, signal, sys, time
-
-@dataclasses.dataclass
-class Config:
-    rank: int = 4
-    seed: int = 0
-    what: str = "nothing"
-    device: str = "auto"
-
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser()
-    for name in ("preset", "run-dir", "threads"):
-        parser.add_argument("--" + name)
-    parser.add_argument("--resume", action="store_true")
-    for field in dataclasses.fields(Config):
-        parser.add_argument("--" + field.name, type=field.type, default=field.default)
-    options = parser.parse_args(argv)
-    config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
-    if config.rank > 64:
-        raise ValueError(f"--rank must be at most 64, not {config.rank}")
-    return config, options
-
-if __name__ == "__main__":
-    config, options = parse_arguments(sys.argv[1:])
-    folder = pathlib.Path(options.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoint.pt").touch()
-    with open(folder / "starts", "a") as file:
-        file.write(json.dumps({"resume": options.resume, "threads": options.threads, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}) + "\\n")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    while config.what == "wait" and not (folder.parent / "go").exists():
-        time.sleep(0.02)
-    deadline = time.monotonic() + 60
-    while config.what == "meet" and len(list(folder.parent.glob("*/starts"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    if config.what == "fail" and config.rank == 8:
-        print("working"); sys.exit("it broke")
-    import numpy as np
-    lines = [{"iteration": i, "rollouts": 10 * i, "wallclock_s": i / 2, "validation_mse": 1 - config.rank / 100 if i % 2 == 0 else None} for i in range(4)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
-    np.savez(folder / "figures.npz", singular_values_final=np.arange(config.rank, dtype=float))
-    result = {"config": dataclasses.asdict(config), "seed": config.seed, "test_mse": 1 / config.rank, "source": {"commit": "abc"}}
-    (folder / "results.json").write_text(json.dumps(result))
-"""
 
 
 @pytest.fixture
 def root(tmp_path):
     place = tmp_path / "root" / "made-up"
     place.mkdir(parents=True)
-    (place / "made_up.py").write_text(SCRIPT)
+    (place / "made_up.py").write_text(TRAINER)
     return tmp_path / "root"
 
 
