@@ -41,6 +41,7 @@ from common.leak import TrainedLeak
 from common.moving_mnist import load_public_test_set
 from common.philox import Purpose, integers, permutation
 from common.problem import Embeddings, Problem
+from common.roll_in import probability, replaced_inputs, require_roll_in, rolled_in
 from common.rollout import Rollout
 from common.run import (
     SCHEMA,
@@ -188,20 +189,41 @@ class Training:
 
     # What is the same for all
 
-    def minibatch(self, iteration: int, streams: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+    def minibatch(
+        self,
+        iteration: int,
+        streams: Tensor,
+        batch_size: int | None = None,
+        decoder: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (T, 128, S·B), of S streams of an iteration: int64 (S,) ids, B sequences each (default:
         --batch-size).
 
-        Sequences are drawn with replacement; iteration 0 is what comes before the first one.
+        Sequences are drawn with replacement; iteration 0 is what comes before the first one. With --roll-in some inputs are
+        predictions; decoder: as of `roll_in`.
         """
-        index_B = self.minibatch_index(iteration, streams, batch_size or self.config.batch_size)
-        return inputs_and_targets(self.embeddings.get("train", index_B))
+        batch_size = batch_size or self.config.batch_size
+        index_B = self.minibatch_index(iteration, streams, batch_size)
+        input_TEB, target_TEB = inputs_and_targets(self.embeddings.get("train", index_B))
+        replaced_LB = replaced_inputs(self.config, iteration, streams, batch_size, input_TEB.device)
+        return self.roll_in(input_TEB, replaced_LB, decoder), target_TEB
 
     def minibatch_index(self, iteration: int, streams: Tensor, batch_size: int) -> Tensor:
         """Training sequences of `minibatch`: int64 (S·B,)."""
         config = self.config
         index_SB = integers(config.seed, Purpose.MINIBATCH, (streams, iteration), batch_size, config.train_sequences)
         return index_SB.flatten()
+
+    def roll_in(
+        self, input_TEB: Tensor, replaced_LB: Tensor | None, decoder: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Inputs (T, 128, B), some of them predictions (see `common.roll_in`) of the core and decoder as they are now. decoder: Wout and bout
+        to be taken in its place, where it learns within an iteration."""
+        if replaced_LB is None:
+            return input_TEB
+        linear, batch = self.decoder.linear, input_TEB.shape[2]
+        h_NB = torch.zeros(self.config.hidden_size, batch, dtype=self.rollout.dtype, device=input_TEB.device)
+        return rolled_in(input_TEB, replaced_LB, h_NB, self.step, decoder or (linear.weight, linear.bias))
 
     def score(self, split: str) -> Score:
         """Score of the unperturbed parameters with their decoder; every rank takes part and gets it."""
@@ -328,6 +350,7 @@ def parse(config_class: type, presets: dict[str, dict], argv: list[str] | None, 
             f"--grown-from must be below --hidden-size and no less than --in-degree: {config.grown_from}, with "
             f"{config.hidden_size} and {config.in_degree}"
         )
+    require_roll_in(config)
     if config.dtype == "float16" and choose_device(config.device).type != "cuda":
         raise BadInput("--dtype float16 needs a CUDA device; on a CPU choose float32 or float64")
     return config, options
@@ -614,6 +637,8 @@ def train(training: Training, folder: RunFolder) -> bool:
                 metrics = training.iterate()
             except Stopped:
                 break
+            if config.roll_in:
+                metrics["roll_in"] = probability(config, training.iteration)
             if training.iteration % config.evaluate_every == 0 or training.iteration == config.iterations:
                 training.validate()
                 metrics["validation_mse"] = training.validation

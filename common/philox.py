@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     CONTROL = 24
     FEEDBACK = 25
     LEAK_NOISE = 26
+    ROLL_IN = 27
 
 
 def philox_4x32(counter, key):

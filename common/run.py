@@ -132,6 +132,12 @@ class RunSettings:
     patience: int = setting(
         0, "stop after so many scores in a row without a better one, and keep the best parameters; 0: never", least=0
     )
+    roll_in: float = setting(
+        0.0,
+        "share of inputs that are predictions in the last iteration, rising from 0; 0: teacher forcing",
+        least=0,
+        most=1,
+    )
     start_from: str | None = setting(
         None,
         "folder of a run whose adapter, leak and readout this one begins with; more units and columns may be added",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common import experiment
 from common.decoder import SCHEDULES, Decoder, DecoderSettings, scheduled
 from common.dist import Stopped
+from common.roll_in import extra_passes
 from common.run import setting
 
 Result = TypeVar("Result")
@@ -47,8 +48,9 @@ class ForwardTraining(experiment.Training):
 
     @property
     def decoder_rollouts(self) -> int:
-        """Sequences that the decoder has learned from so far."""
-        return (self.warmed_up + self.iteration * self.config.decoder_steps) * self.config.decoder_batch_size
+        """Sequences that the decoder has learned from so far; rolled in, each counts twice."""
+        steps = self.warmed_up + self.iteration * self.config.decoder_steps * (1 + extra_passes(self.config))
+        return steps * self.config.decoder_batch_size
 
     def _states(self, iteration: int, stream: int) -> tuple[Tensor, Tensor]:
         """States (N, T, B) of the unperturbed θ on a minibatch of the decoder, and its targets."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import es
+from common import es, roll_in
 from common.decoder import scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
@@ -21,7 +21,7 @@ from common.errors import BadInput
 from common.gradient import GradientMeter
 from common.optimizer import OPTIMIZERS, make_optimizer
 from common.philox import Purpose, gaussian
-from common.rollout import GPUS_PER_NODE
+from common.rollout import GPUS_PER_NODE, Rollout
 from common.run import setting
 from common.supervised import DecoderTrainingSettings, ForwardTraining
 
@@ -150,7 +150,8 @@ class TruncatedTraining(ForwardTraining):
 
     @staticmethod
     def rollouts_per_iteration(config) -> int:
-        """Without the decoder's. Members in all windows of one sequence count one rollout each: they have taken T steps. The unperturbed V's counts, too."""
+        """Without the decoder's. Members in all windows of one sequence count one rollout each: they have taken T steps. The unperturbed V's counts, too,
+        and once more where it rolls in."""
         raise NotImplementedError
 
     @staticmethod
@@ -279,12 +280,18 @@ class TruncatedTraining(ForwardTraining):
         self.optimizer.load_state_dict(state["optimizer"])
 
     @classmethod
-    def cost_lines(cls, config, workers: Workers, columns: int, seconds: float) -> list[str]:
-        """What a run will cost. columns: run side by side; seconds: that a tile of the population took."""
+    def cost_lines(
+        cls, config, workers: Workers, columns: int, seconds: float, rollout: Rollout, decoder: tuple[Tensor, Tensor]
+    ) -> list[str]:
+        """What a run will cost. columns: run side by side; seconds: that a tile of the population took, of this rollout and decoder."""
         tiling, element = cls.tiling_of(config, workers), getattr(torch, config.dtype).itemsize
         tiles = -(-config.batch_size // tiling.tile)
         lanes = workers.world_size * (workers.threads if workers.device.type == "cpu" else 1)
-        iteration_s = -(-tiles // lanes) * seconds
+        u_Nr, v_Nr = (factor.to(workers.device) for factor in cls.start_adapter(config))
+        rolling_s, rolling = roll_in.costs(
+            config, tiling.tile, lambda h_NB, z_EB: rollout.step(u_Nr, v_Nr, h_NB, rollout.drive(z_EB)), decoder
+        )
+        iteration_s = -(-tiles // lanes) * (seconds + rolling_s)
         rollouts = cls.rollouts_per_iteration(config)
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
         inputs, size = config.sequence_length * config.hidden_size * tiling.tile, config.hidden_size * config.rank
@@ -302,6 +309,7 @@ class TruncatedTraining(ForwardTraining):
         return [
             f"{rollouts:,} rollouts an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
             f"{tiles:,} tiles of {tiling.tile} sequences ({columns} columns side by side); one took {seconds:.3g} s here",
+            *rolling,
             f"expected {iteration_s:.3g} s an iteration, {iteration_s * config.iterations / 60:.3g} min for the population",
             "memory: " + ", ".join(f"{name} {size:,.1f} MB" for name, size in megabytes.items()),
         ]

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import experiment
-from common.decoder import SCHEDULES, DecoderSettings, RidgeDecoder, scheduled
+from common import experiment, roll_in
+from common.decoder import SCHEDULES, DecoderSettings, RidgeDecoder, make_decoder, scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
@@ -100,6 +100,8 @@ PRESETS = {
     "gru": dict(**LAPTOP, core="gru"),
     # Ceiling and V alone by another optimiser, with the decoder that evolution strategies have; and both without a shortage of data.
     "muon": {**LAPTOP, **MUON},
+    # As `muon`; of the inputs ever more are predictions, half of them in the end. Scored in closed loop, too. Not run yet.
+    "roll-in": {**LAPTOP, **MUON, "roll_in": 0.5, "horizon": 20},
     "v-muon": {**LAPTOP, **MUON, "trains": "v"},
     "brief-muon": {**MUON, **BRIEF_MUON},
     "brief-v-muon": {**MUON, **BRIEF_MUON, "trains": "v", "iterations": 4000},
@@ -298,17 +300,19 @@ class Training(experiment.Training):
 
     @property
     def rollouts(self) -> int:
-        """One for each training sequence, though each is also gone through backward."""
-        return self.iteration * self.config.batch_size
+        """One for each training sequence, though each is also gone through backward; two where it is rolled in before."""
+        return self.iteration * self.config.batch_size * (1 + roll_in.extra_passes(self.config))
 
     # One step
 
-    def _gradient(self, index_B: Tensor) -> tuple[float, float, list[Tensor], list[Tensor]]:
+    def _gradient(self, index_B: Tensor, replaced_LB: Tensor | None) -> tuple[float, float, list[Tensor], list[Tensor]]:
         """Mean loss of a minibatch before the step, RMS(h), the gradients of the core, and what the decoder learns from: its
-        gradients, or the products of states and targets for a ridge."""
+        gradients, or the products of states and targets for a ridge. replaced_LB: which inputs are rolled in."""
         batch = len(index_B)
         ridge = isinstance(self.decoder, RidgeDecoder)
         index_B = torch.cat((index_B, index_B[-1:].expand(-batch % self.tile)))  # tiles are always full
+        if replaced_LB is not None:
+            replaced_LB = torch.cat((replaced_LB, replaced_LB[:, -1:].expand(-1, -batch % self.tile)), dim=1)
         core, (weight_EN, bias_E) = self.core.parameters, self.decoder.linear.parameters()
         weights = core if ridge else [*core, weight_EN, bias_E]
         per_sequence = self.config.sequence_length * EMBEDDING * batch * self.scale
@@ -317,6 +321,7 @@ class Training(experiment.Training):
             part = slice(tile * self.tile, (tile + 1) * self.tile)
             valid = min(self.tile, batch - tile * self.tile)
             input_TEB, target_TEB = inputs_and_targets(self.embeddings.get("train", index_B[part]))
+            input_TEB = self.roll_in(input_TEB, None if replaced_LB is None else replaced_LB[:, part])
             with torch.enable_grad():
                 states_TNB = self.core(input_TEB)
                 prediction_TEB = weight_EN @ states_TNB + bias_E[:, None]
@@ -344,8 +349,9 @@ class Training(experiment.Training):
         """One step on one minibatch; returns its line of metrics."""
         started = time.perf_counter()
         config, iteration = self.config, self.iteration + 1
-        index_B = self.minibatch_index(iteration, torch.zeros(1, dtype=torch.int64), config.batch_size)
-        loss, h_rms, core_gradients, for_decoder = self._gradient(index_B)
+        here = (iteration, torch.zeros(1, dtype=torch.int64), config.batch_size)
+        replaced_LB = roll_in.replaced_inputs(config, *here, self.workers.device)
+        loss, h_rms, core_gradients, for_decoder = self._gradient(self.minibatch_index(*here), replaced_LB)
         for weight, gradient in zip(self.core.parameters, core_gradients):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.core.parameters, config.gradient_clip, foreach=False)
@@ -455,13 +461,17 @@ class Training(experiment.Training):
         kept = sum({x.data_ptr(): x.nbytes for x in saved}.values())
         tiles = -(-config.batch_size // tile)
         lanes = workers.world_size * (workers.threads if workers.device.type == "cpu" else 1)
-        step_s = -(-tiles // lanes) * min(seconds)
+        decoder = make_decoder(config, config.hidden_size, workers.device).frozen_copy()
+        rolling_s, rolling = roll_in.costs(config, tile, core.step, decoder)
+        step_s = -(-tiles // lanes) * (min(seconds) + rolling_s)
         trained = sum(weight.numel() for weight in core.parameters)
+        rollouts = config.iterations * config.batch_size * (1 + roll_in.extra_passes(config))
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
         return [
             f"{trained:,} parameters of the core and {EMBEDDING * (config.hidden_size + 1):,} of the decoder",
-            f"{config.iterations:,} steps, {config.iterations * config.batch_size:,} rollouts, forward and backward",
+            f"{config.iterations:,} steps, {rollouts:,} rollouts, forward and backward",
             f"{tiles:,} tiles of {tile} sequences a step; one took {min(seconds):.3g} s here without the decoder",
+            *rolling,
             f"expected {step_s:.3g} s a step, {step_s * config.iterations / 60:.3g} min of training",
             f"memory: {kept / 1e6:,.1f} MB kept for the way back in each tile; {tiles * trained * 4 / 1e6:,.1f} MB of gradients "
             f"of the core, one from each tile; encoded sequences (on disk on a CPU) "

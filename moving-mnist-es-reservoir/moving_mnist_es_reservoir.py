@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import es, experiment
+from common import es, experiment, roll_in
 from common.decoder import make_decoder, scheduled
 from common.dist import Workers, choose_device
 from common.encoder import EMBEDDING
@@ -233,10 +233,12 @@ class Training(ForwardTraining):
 
     @property
     def rollouts(self) -> int:
-        """So far, the decoder's among them: θ + σε and θ − σε on one sequence count two, θ on one of the decoder's one."""
+        """So far, the decoder's among them: θ + σε and θ − σε on one sequence count two, θ on one of the decoder's one, and θ that rolls
+        in one on each."""
         config = self.config
-        members = self.iteration * 2 * config.population_pairs * config.batch_size
-        return members + self.decoder_rollouts
+        members = 2 * config.population_pairs * config.batch_size
+        rolling = roll_in.extra_passes(config) * config.batch_size * (config.population_pairs if config.own_data else 1)
+        return self.iteration * (members + rolling) + self.decoder_rollouts
 
     # The population
 
@@ -468,7 +470,11 @@ class Training(ForwardTraining):
             seconds.append(time.perf_counter() - started)
         tiles = -(-config.population_pairs // pairs)
         lanes = workers.world_size * (workers.threads if workers.device.type == "cpu" else 1)
-        iteration_s = -(-tiles // lanes) * min(seconds)
+        rolling_s, rolling = roll_in.costs(
+            config, depth * batch, lambda h_NB, z_EB: rollout.step(u_Nr, v_Nr, h_NB, rollout.drive(z_EB)), decoder
+        )
+        tile_s, before_s = (min(seconds) + rolling_s, 0.0) if config.own_data else (min(seconds), rolling_s)
+        iteration_s = -(-tiles // lanes) * tile_s + before_s
         rollouts = 2 * config.population_pairs * batch
         element = rollout.dtype.itemsize
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
@@ -487,6 +493,7 @@ class Training(ForwardTraining):
             "less, the more sequences differ",
             f"{rollouts:,} rollouts of members an iteration, {rollouts * config.iterations:,} in {config.iterations:,} iterations",
             f"{tiles:,} tiles of {pairs} pairs ({2 * pairs * batch} columns); one took {min(seconds):.3g} s here",
+            *rolling,
             f"expected {iteration_s:.3g} s an iteration, {iteration_s * config.iterations / 60:.3g} min for the population",
             "memory: " + ", ".join(f"{name} {size:,.1f} MB" for name, size in megabytes.items()),
         ]

@@ -46,6 +46,7 @@ from common.errors import BadInput, run_main
 from common.laws import inflated_cosine
 from common.leak import LeakSettings
 from common.problem import CURRICULUM, FIFTY_FRAMES, FREE_LEAK, HUNDRED_FRAMES, TWO_DIGITS, Problem, ProblemSettings
+from common.roll_in import extra_passes
 from common.rollout import Rollout, columns_per_tile
 from common.run import RunSettings, setting
 from common.truncated import (
@@ -120,6 +121,8 @@ PRESETS = {
     # The leak learns as well, by the same feedback: one α, or one of each unit.
     "scalar-leak": {**LAPTOP, **BOTH, "train_leak": "scalar"},
     "unit-leaks": {**LAPTOP, **BOTH, "train_leak": "per-unit"},
+    # As `both`; of the inputs ever more are predictions, half of them in the end. Scored in closed loop, too. Not run yet.
+    "roll-in": {**LAPTOP, **BOTH, "roll_in": 0.5, "horizon": 20},
     # Five times the iterations.
     "long": {**LAPTOP, "iterations": 2000, "evaluate_every": 50},
     # The brief's problem on a laptop in an hour, without a shortage of data.
@@ -366,7 +369,8 @@ class Training(TruncatedTraining):
     @staticmethod
     def rollouts_per_iteration(config: Config) -> int:
         """A probe of the readout counts a step."""
-        return config.batch_size * (config.probes + 1) + -(-config.feedback_probes // config.sequence_length)
+        passes = config.probes + 1 + extra_passes(config)
+        return config.batch_size * passes + -(-config.feedback_probes // config.sequence_length)
 
     @staticmethod
     def law(config: Config, batch_noise: float) -> float:
@@ -394,7 +398,7 @@ class Training(TruncatedTraining):
         return [
             f"{config.probes} probes in {config.window * config.rank:,} dimensions, {config.batch_size:,} sequences: cosine of at most "
             f"{Training.law(config, 1.0):.3f} to the truncated gradient, by the law; less, the more sequences differ",
-            *Training.cost_lines(config, workers, at_once * (config.probes + 1), min(seconds)),
+            *Training.cost_lines(config, workers, at_once * (config.probes + 1), min(seconds), rollout, decoder),
             *(
                 [f"probes of the readout: {2 * config.feedback_probes * config.hidden_size * 4 / 1e6:,.1f} MB"]
                 if config.feedback_probes

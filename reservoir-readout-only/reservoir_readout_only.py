@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import experiment
+from common import experiment, roll_in
 from common.decoder import SCHEDULES, DecoderSettings, make_decoder, scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
@@ -95,23 +95,28 @@ class Training(experiment.Training):
 
     @property
     def rollouts(self) -> int:
-        """One for each training sequence that the reservoir has read."""
-        return self.iteration * self.config.decoder_steps * self.config.batch_size
+        """One for each training sequence that the reservoir has read; two where it is rolled in before."""
+        sequences = self.iteration * self.config.decoder_steps * self.config.batch_size
+        return sequences * (1 + roll_in.extra_passes(self.config))
 
     def trained_tensors(self) -> tuple[Tensor, ...]:
         return self.decoder.linear.weight, self.decoder.linear.bias
 
-    def _minibatch_states(self, iteration: int, step: int) -> tuple[Tensor, Tensor]:
-        """States (N, T, B) of the reservoir on a step's minibatch, and its targets (T, 128, B)."""
-        input_TEB, target_TEB = self.minibatch(iteration, torch.tensor([step]))
+    def _minibatch_states(
+        self, iteration: int, step: int, readout: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """States (N, T, B) of the reservoir on a step's minibatch, and its targets (T, 128, B). readout: what rolls in."""
+        input_TEB, target_TEB = self.minibatch(iteration, torch.tensor([step]), decoder=readout)
         return self.states(input_TEB), target_TEB
 
     def _in_advance(self, iteration: int) -> Iterator[tuple[Tensor, Tensor]]:
         """States and targets of the iteration's minibatches in order, computed by the threads while the readout trains."""
         ahead: deque[Future] = deque()
         most = _in_flight(self.workers) - 1
+        # The readout learns meanwhile, and how far it has come would depend on the threads.
+        readout = self.decoder.frozen_copy() if self.config.roll_in else None
         for step in range(self.config.decoder_steps):
-            ahead.append(self.workers.submit(lambda step=step: self._minibatch_states(iteration, step)))
+            ahead.append(self.workers.submit(lambda step=step: self._minibatch_states(iteration, step, readout)))
             if len(ahead) > most:
                 yield ahead.popleft().result()
         while ahead:
@@ -168,12 +173,20 @@ class Training(experiment.Training):
         states_s, step_s = (min(column) for column in zip(*seconds))
         # Adam's steps follow one another on one thread; the states come from the others.
         lanes = workers.threads if workers.device.type == "cpu" else 1
-        expected_s = max(step_s, (states_s + step_s) / lanes)
+        rolling_s, rolling = roll_in.costs(
+            config,
+            config.batch_size,
+            lambda h_NB, z_EB: rollout.step(none_N1, none_N1, h_NB, rollout.drive(z_EB)),
+            decoder.frozen_copy(),
+        )
+        expected_s = max(step_s, (rolling_s + states_s + step_s) / lanes)
         steps = config.iterations * config.decoder_steps
+        rollouts = steps * config.batch_size * (1 + roll_in.extra_passes(config))
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
         encoded = sequences * (config.sequence_length + 1) * EMBEDDING * 4
         return [
-            f"{steps:,} Adam steps, {steps * config.batch_size:,} rollouts",
+            f"{steps:,} Adam steps, {rollouts:,} rollouts",
+            *rolling,
             f"expected {expected_s:.3g} s a step, {expected_s * steps / 60:.3g} min of training",
             f"memory: states of a minibatch {states_NTB.nbytes / 1e6:,.1f} MB, {_in_flight(workers)} minibatches at a time; "
             f"encoded sequences (on a CPU they are cached on disk) {encoded / 1e6:,.1f} MB",

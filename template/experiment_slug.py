@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import experiment
+from common import experiment, roll_in
 from common.decoder import SCHEDULES, DecoderSettings, make_decoder, scheduled
 from common.dist import Workers
 from common.encoder import EMBEDDING
@@ -67,8 +67,8 @@ class Training(experiment.Training):
 
     @property
     def rollouts(self) -> int:
-        """One for each training sequence that the reservoir has read."""
-        return self.iteration * self.config.batch_size
+        """One for each training sequence that the reservoir has read; two where it is rolled in before."""
+        return self.iteration * self.config.batch_size * (1 + roll_in.extra_passes(self.config))
 
     def trained_tensors(self) -> tuple[Tensor, ...]:
         return self.decoder.linear.weight, self.decoder.linear.bias
@@ -114,11 +114,20 @@ class Training(experiment.Training):
             states_NTB = rollout.states(none_N1, none_N1, rollout.drive(z_TEB))
             decoder.step(states_NTB, z_TEB, config.learning_rate)
             seconds.append(time.perf_counter() - started)
+        rolling_s, rolling = roll_in.costs(
+            config,
+            config.batch_size,
+            lambda h_NB, z_EB: rollout.step(none_N1, none_N1, h_NB, rollout.drive(z_EB)),
+            decoder.frozen_copy(),
+        )
+        step_s = min(seconds) + rolling_s
+        rollouts = config.iterations * config.batch_size * (1 + roll_in.extra_passes(config))
         sequences = config.train_sequences + config.validation_sequences + config.test_sequences
         encoded = sequences * (config.sequence_length + 1) * EMBEDDING * 4
         return [
-            f"{config.iterations:,} steps, {config.iterations * config.batch_size:,} rollouts",
-            f"expected {min(seconds):.3g} s a step, {min(seconds) * config.iterations / 60:.3g} min of training",
+            f"{config.iterations:,} steps, {rollouts:,} rollouts",
+            *rolling,
+            f"expected {step_s:.3g} s a step, {step_s * config.iterations / 60:.3g} min of training",
             f"memory: states of a minibatch {states_NTB.nbytes / 1e6:,.1f} MB; "
             f"encoded sequences (on a CPU they are cached on disk) {encoded / 1e6:,.1f} MB",
         ]

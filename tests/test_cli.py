@@ -78,6 +78,7 @@ NO_NUMBER = ("x", "", "nan", "inf", "-inf", "-1", "-0.01", "-1e-3", "1e999")
         *((flag, value, "a whole number ≥ 0") for flag in INTEGERS_FROM_ZERO for value in NO_INTEGER),
         *((flag, value, "a finite number > 0") for flag in POSITIVE_NUMBERS for value in (*NO_NUMBER, "0")),
         *(("leak", value, "a finite number > 0 and ≤ 1") for value in (*NO_NUMBER, "0", "1.0001", "2")),
+        *(("roll-in", value, "a finite number ≥ 0 and ≤ 1") for value in (*NO_NUMBER, "1.0001", "2")),
         *(("momentum", value, "a finite number ≥ 0 and ≤ 0.999") for value in (*NO_NUMBER, "1")),
         ("hidden-size", "1", "a whole number ≥ 2"),  # the embedding of a single unit is no recurrent core
         ("hidden-size", "9" * 400, "a whole number"),  # larger than any float
@@ -110,7 +111,15 @@ def test_a_value_outside_its_limits_is_refused_with_the_flag_and_the_limits(stub
 def test_the_table_above_forgets_no_number(stub):
     hints = typing.get_type_hints(stub.Config)
     numbers = {f.name.replace("_", "-") for f in dataclasses.fields(stub.Config) if hints[f.name] in (int, float)}
-    assert numbers == {*POSITIVE_INTEGERS, *INTEGERS_FROM_ZERO, *POSITIVE_NUMBERS, "leak", "momentum", "digits"}
+    assert numbers == {
+        *POSITIVE_INTEGERS,
+        *INTEGERS_FROM_ZERO,
+        *POSITIVE_NUMBERS,
+        "leak",
+        "roll-in",
+        "momentum",
+        "digits",
+    }
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,8 @@ def smoke_run(folder: Path, slug: str, words: list[str], *launcher: str) -> dict
         ("reservoir-readout-only", []),
         ("truncated-es", ["--decoder", "ridge"]),
         ("rank-space-es", ["--decoder", "ridge"]),
+        ("rank-space-es", ["--decoder", "ridge", "--roll-in", "1"]),
+        ("moving-mnist-bptt-baseline", ["--roll-in", "1", "--batch-size", "150"]),
     ],
 )
 def test_one_run_on_a_gpu_repeats_itself_and_two_ranks_may_share_it(tmp_path, slug, words):

@@ -35,6 +35,7 @@ from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.laws import grouped_cosine, rank_one_dimensions
 from common.problem import FREE_LEAK, Problem, ProblemSettings
+from common.roll_in import extra_passes
 from common.rollout import Rollout
 from common.run import RunSettings, setting
 from common.truncated import (
@@ -157,7 +158,7 @@ class Training(TruncatedTraining):
 
     @staticmethod
     def rollouts_per_iteration(config: Config) -> int:
-        return config.batch_size * (config.members + 1)
+        return config.batch_size * (config.members + 1 + extra_passes(config))
 
     @staticmethod
     def dimensions(config: Config) -> int:
@@ -191,7 +192,7 @@ class Training(TruncatedTraining):
         return [
             f"{config.members} members, {Training.dimensions(config):,} dimensions a window, {config.batch_size:,} sequences: cosine of at most "
             f"{Training.law(config, 1.0):.3f} to the truncated gradient, by the law; less, the more sequences differ",
-            *Training.cost_lines(config, workers, columns, min(seconds)),
+            *Training.cost_lines(config, workers, columns, min(seconds), rollout, decoder),
         ]
 
 
