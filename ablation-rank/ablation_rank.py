@@ -54,16 +54,16 @@ TABLE = {
         },
     ),
     "laptop": (
-        "--hidden-size 500 --in-degree 50 --train-sequences 4000 --validation-sequences 1000 --test-sequences 1000",
+        "--hidden-size 256 --in-degree 50 --train-sequences 2000 --validation-sequences 500 --test-sequences 1000",
         "1,2,4,8,16,32,64",
         "0,1,2",
         {
             FLOOR: ("laptop", "--iterations 60 --evaluate-every 4"),
-            "parameter-noise": ("laptop", "--iterations 200 --evaluate-every 10"),
-            "rank-space": ("laptop", "--iterations 160 --evaluate-every 8"),
-            "rank-space-both": ("both", "--iterations 130 --evaluate-every 6"),
-            "bptt-v": ("v-muon", "--iterations 500 --evaluate-every 20"),
-            "bptt": ("muon", "--iterations 500 --evaluate-every 20"),
+            "parameter-noise": ("laptop", "--iterations 400 --batch-size 16 --evaluate-every 10"),
+            "rank-space": ("laptop", "--iterations 320 --batch-size 16 --evaluate-every 8"),
+            "rank-space-both": ("both", "--iterations 300 --batch-size 16 --evaluate-every 6"),
+            "bptt-v": ("v-muon", "--iterations 1400 --batch-size 32 --evaluate-every 35"),
+            "bptt": ("muon", "--iterations 1400 --batch-size 32 --evaluate-every 35"),
         },
     ),
     "laptop-2000": (
