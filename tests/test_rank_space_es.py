@@ -276,9 +276,11 @@ def test_measuring_changes_nothing(run):
 
 
 def test_it_makes_the_core_better_and_its_control_does_not(run):
-    """On a small problem, under the same ridge readout."""
+    """On a small problem, under the same ridge readout. (By 2.7 %; V alone gains less than one there, and on another processor, which rounds
+    otherwise, half as much.)"""
     got = results(run("run", hidden_size=100, in_degree=10, rank=8, sequence_length=8, train_sequences=600, window=1,
-                      probes=8, iterations=300, batch_size=32, learning_rate=0.06, validation_sequences=64,
+                      probes=8, iterations=300, batch_size=32, learning_rate=0.05, trains="both", u_scale=0.2,
+                      u_rate_ratio=1.0, sigma=0.03, validation_sequences=64,
                       test_sequences=64, evaluate_every=100, checkpoint_every=100, decoder="ridge",
                       decoder_batch_size=16))  # fmt: skip
     assert got["ridge_test_mse"] < 0.99 * got["ridge_test_mse_at_start"]
