@@ -4,6 +4,7 @@
     gain        scale of W0: below, at and above 1              length      T, frames of a sequence
     digits      one against two                                 leak        fixed; one α that learns; α_i of each unit
     encoder     the draw of the frozen CNN                      data        the draw of the sequences
+    roll-in     how many inputs are predictions in the end of training; scored up to 20 frames ahead, too
 
 At each value two experiments are run: rank-space-es, U and V (evolution strategies), and moving-mnist-bptt-baseline, U and V with Muon
 (the gradient through time). The floor of a run is its own core before training: the same ridge readout on the frozen reservoir. All
@@ -16,6 +17,7 @@ import statistics
 from dataclasses import dataclass
 
 from common.errors import run_main
+from common.results import TRIVIAL
 from common.results_page import MISSING, markdown_table, mean_and_spread, percent
 from common.study import study_main
 from common.study_data import Study, column
@@ -28,13 +30,14 @@ from common.sweep import Sweep
 class Axis:
     """setting: the flag that is varied, without its dashes. name: in tables and figures. draws: its values are draws, not sizes.
 
-    more: {flag: value} that differ from the other axes'.
+    more: (flag, value) that differ from the other axes' in preset laptop; everywhere: in every preset.
     """
 
     setting: str
     name: str
     draws: bool = False
     more: tuple[tuple[str, str], ...] = ()
+    everywhere: tuple[tuple[str, str], ...] = ()
 
 
 AXES = {
@@ -45,6 +48,7 @@ AXES = {
     "length": Axis("sequence-length", "T, frames", more=(("train-sequences", "2000"), ("batch-size", "16"))),
     "digits": Axis("digits", "digits"),
     "leak": Axis("train-leak", "whether α learns"),
+    "roll-in": Axis("roll-in", "share of inputs that are predictions", everywhere=(("horizon", "20"),)),
     "encoder": Axis("encoder-seed", "draw of the frozen CNN", draws=True),
     "data": Axis("data-seed", "draw of the sequences", draws=True),
 }
@@ -52,12 +56,13 @@ METHODS = {  # end of a sweep's name: (experiment, name in tables and figures)
     "es": ("rank-space-es", "ES in activities"),
     "bptt": ("moving-mnist-bptt-baseline", "BPTT"),
 }
-LEAKS = "no,scalar,per-unit"
+LEAKS, ROLL_INS = "no,scalar,per-unit", "0,0.5,1"
+AHEAD = (1, 2, 3, 5, 10, 20)  # frames, of the table
 # Of each preset: sizes of all runs; values of each axis; seeds of those that are no draws; the experiments' presets and what sets their budget.
 TABLE = {
     "smoke": (
         "hidden-size=40 in-degree=4 sequence-length=4 train-sequences=64 validation-sequences=16 test-sequences=16 batch-size=8 rank=2",
-        {"size": "24,40", "in-degree": "2,8", "gain": "0.8,1.2", "length": "3,5", "digits": "1,2", "leak": "no,per-unit", "encoder": "0,1", "data": "0,1"},
+        {"size": "24,40", "in-degree": "2,8", "gain": "0.8,1.2", "length": "3,5", "digits": "1,2", "leak": "no,per-unit", "roll-in": "0,1", "encoder": "0,1", "data": "0,1"},
         "0",
         {
             "es": ("smoke", "window=1 trains=both probes=4 noise=independent iterations=4 evaluate-every=1"),
@@ -68,7 +73,7 @@ TABLE = {
         "hidden-size=256 train-sequences=2000 validation-sequences=500 test-sequences=1000 batch-size=16",
         {
             "size": "256,500,1000", "in-degree": "5,50,200", "gain": "0.5,0.8,1.2", "length": "20,50",
-            "digits": "1,2", "leak": LEAKS, "encoder": "0,1,2,3,4", "data": "0,1,2,3,4",
+            "digits": "1,2", "leak": LEAKS, "roll-in": ROLL_INS, "encoder": "0,1,2,3,4", "data": "0,1,2,3,4",
         },
         "0,1,2",
         {"es": ("both", "iterations=200 evaluate-every=10"), "bptt": ("muon", "iterations=1200 evaluate-every=60")},
@@ -78,7 +83,7 @@ TABLE = {
         "",
         {
             "size": "256,500,1000,2000,5000", "in-degree": "5,20,50,200", "gain": "0.5,0.8,1.0,1.2,1.5", "length": "20,50,100",
-            "digits": "1,2", "leak": LEAKS, "encoder": "0,1,2,3,4", "data": "0,1,2,3,4",
+            "digits": "1,2", "leak": LEAKS, "roll-in": ROLL_INS, "encoder": "0,1,2,3,4", "data": "0,1,2,3,4",
         },
         "0,1,2",
         {"es": ("brief-both", ""), "bptt": ("brief-muon", "")},
@@ -95,6 +100,7 @@ def sweeps_of(preset: str) -> dict[str, Sweep]:
             flags = dict(word.split("=") for word in f"{sizes} {budget}".split())
             if preset == "laptop":
                 flags |= dict(AXES[axis].more)
+            flags |= dict(AXES[axis].everywhere)
             flags.pop(AXES[axis].setting, None)
             vary = {AXES[axis].setting: choices.split(","), "seed": ["0"] if AXES[axis].draws else seeds.split(",")}
             words = [f"--{name}={value}" for name, value in flags.items()]
@@ -142,8 +148,8 @@ def share(found: dict[str, list[float]]) -> float | None:
 
 
 def tables(study: Study) -> str:
-    """The Markdown tables of README §Results, one an axis."""
-    return "\n\n".join(_table(study, axis) for axis in axes_of(study))
+    """The Markdown tables of README §Results, one an axis, and one of predictions several frames ahead."""
+    return "\n\n".join([*(_table(study, axis) for axis in axes_of(study)), *_ahead(study)])
 
 
 def _table(study: Study, axis: str) -> str:
@@ -154,6 +160,37 @@ def _table(study: Study, axis: str) -> str:
         draws = {name: [error for found in points.values() for error in found[name]] for name in ("floor", *METHODS)}
         rows.append([f"all {len(points)} draws", *map(_cell, draws.values()), percent(share(draws))])
     return markdown_table(columns, rows)
+
+
+def closed_loop(study: Study) -> dict[str, list[list[float]]]:
+    """Test MSE by frames ahead, in closed loop, under the own decoder: of each predictor that knows no reservoir one list, of `es 0.5` (method and
+    share of inputs that were predictions) one for each seed. Empty where nothing has been scored so."""
+    found: dict[str, list[list[float]]] = {}
+    for method in METHODS:
+        for value, rows in study.points(f"roll-in-{method}", "roll-in").items():
+            scored = [row for row in rows if row.get("closed_loop_test_mse")]
+            for row in scored[:1]:
+                found = {name: [errors_H] for name, errors_H in row["trivial_closed_loop_test_mse"].items()} | found
+            if scored:
+                found[f"{method} {value}"] = column(scored, "closed_loop_test_mse")
+    return found
+
+
+def name_of(line: str) -> str:
+    """A line of `closed_loop` for reading."""
+    method, _, value = line.partition(" ")
+    return f"{METHODS[method][1]}, {value}" if method in METHODS else TRIVIAL[line]
+
+
+def _ahead(study: Study) -> list[str]:
+    found = closed_loop(study)
+    if not found:
+        return []
+    horizon = min(len(errors_H) for lists in found.values() for errors_H in lists)
+    ahead = [count for count in AHEAD if count <= horizon]
+    columns = [f"{study.preset}: test MSE in closed loop, frames ahead", *map(str, ahead)]
+    rows = [[name_of(line), *(_cell([errors_H[count - 1] for errors_H in lists]) for count in ahead)] for line, lists in found.items()]  # fmt: skip
+    return [markdown_table(columns, rows)]
 
 
 def _cell(values: list[float]) -> str:

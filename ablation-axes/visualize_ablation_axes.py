@@ -8,20 +8,24 @@ Figures of preset laptop have plain names, those of other presets end in theirs.
 
 from pathlib import Path
 
-from ablation_axes import AXES, METHODS, axes_of, errors, share, values_of
+import numpy as np
+from ablation_axes import AXES, METHODS, axes_of, closed_loop, errors, name_of, share, values_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from common.errors import run_main
 from common.figures import (
     BLUE,
     GREEN,
+    GREY,
     INK,
     VERMILION,
     figure_arguments,
     headed_figure,
     header_legend,
+    label_right,
     robust_limits,
     save_figures,
     style,
@@ -83,6 +87,38 @@ def draw_axis(study: Study, axis: str) -> Figure:
     return figure
 
 
+def draw_closed_loop(study: Study) -> Figure | None:
+    """Test MSE by frames ahead when a model reads its own predictions, a panel for each method, a shade for each share of inputs that were predictions
+    in training, as bands over the seeds; beside them the predictors that know no reservoir. None where nothing has been scored so."""
+    found = closed_loop(study)
+    if not found:
+        return None
+    title = "Several frames ahead, from predictions in place of frames"
+    figure = headed_figure(
+        11, 4.6, title, f"{about(study, sweep_of(study, 'roll-in'))}; the model reads frames 1 … T, then its own predictions;\nnumbers: share of training inputs that were predictions in the end"
+    )  # fmt: skip
+    panels = figure.subplots(1, len(METHODS), sharey=True)
+    shown = [error for lists in found.values() for errors_H in lists for error in errors_H]
+    for panel, method in zip(panels, METHODS):
+        labels = []
+        own = [line for line in found if line.startswith(f"{method} ")]
+        for line, colour in [*zip(own, shades(len(own))), *((name, GREY) for name in found if " " not in name)]:
+            ahead = range(1, len(found[line][0]) + 1)
+            mean_H = np.mean(found[line], axis=0)
+            panel.fill_between(
+                ahead, np.min(found[line], axis=0), np.max(found[line], axis=0), color=colour, alpha=0.2, lw=0
+            )
+            panel.plot(
+                ahead, mean_H, color=colour, lw=1.9 if line in own else 1.1, ls="-" if line in own else (0, (4, 2))
+            )
+            labels.append((mean_H[-1], line.partition(" ")[2] or name_of(line), colour))
+        panel.set(xlabel="frames ahead", title=NAMES[method], ylim=robust_limits(shown, share=1.0))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label_right(panel, labels)
+    panels[0].set_ylabel("test MSE (1: predicts the mean)")
+    return figure
+
+
 def training_curves(study: Study) -> Figure:
     """Validation MSE against rollouts: a panel for each axis, a shade for each value."""
     shown = axes_of(study)
@@ -118,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         for end, study in studies_in(HERE, options.run).items():
             drawn = {f"{axis.replace('-', '_')}{end}": draw_axis(study, axis) for axis in axes_of(study)}
             drawn |= {f"training_curves{end}": training_curves(study)} if drawn else {}
+            drawn[f"closed_loop{end}"] = draw_closed_loop(study)
             save_figures(drawn, options.out / "viz")
     return 0
 
