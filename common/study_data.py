@@ -91,7 +91,11 @@ def _is_row(row: dict, varied: dict) -> bool:
     values = row["values"].keys() == varied.keys() and all(row["values"][key] in varied[key] for key in varied)
     scores = number(row["ridge_test_mse"]) and number(row.get("ridge_test_mse_at_start", 0.0))
     curve = all(len(point) == 3 and all(map(number, point)) for point in row["curve"])
-    return values and scores and curve and all(map(number, row["singular_values"])) and isinstance(row["config"], dict)
+    ahead = row.get("closed_loop_test_mse", [])
+    trivial = list(row.get("trivial_closed_loop_test_mse", {}).values()) if ahead else []
+    closed_loop = all(len(errors_H) == len(ahead) and all(map(number, errors_H)) for errors_H in [ahead, *trivial])
+    own = all(map(number, row["singular_values"])) and isinstance(row["config"], dict)
+    return values and scores and curve and closed_loop and own and (not ahead or bool(trivial))
 
 
 def studies_in(folder: Path, run: Path | None = None) -> dict[str, Study]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import PATIENCE_S, ROOT, snapshot
 from made_up import STUDY, STUDY_MODULE, STUDY_SCRIPT, TRAINER, add_study, build, change, edit, study_content
@@ -506,6 +507,40 @@ def test_tables_of_the_axes_are_plain_arithmetic(axes):
     assert "| 1 | 0.6000 | 0.4000 | 0.2000 | 50.0 % |" in lines
     draws = f"| all 2 draws | 0.6000 ± 0.0000 | 0.4500 ± {statistics.stdev([0.5, 0.4]):.4f} | 0.3000 ± {statistics.stdev([0.4, 0.2]):.4f} | 50.0 % |"
     assert draws in lines
+
+
+def with_horizons() -> Study:
+    """Scored two frames ahead, two seeds of ES that read half of its predictions in training and one of BPTT that read none."""
+    content = made_up_axes().content
+    trivial = {name: [0.9, 1.0] for name in ("mean", "copy_last", "ar1", "ar3")}
+    for name, value, seeds in (("es", "0.5", ([0.5, 0.6], [0.52, 0.7])), ("bptt", "0", ([0.4, 0.45],))):
+        sweep = json.loads(json.dumps(content["sweeps"]["gain-es"]))
+        row = sweep["rows"][0]
+        rows = [{**row, "values": {"roll-in": value, "seed": str(n)}, "config": {}, "closed_loop_test_mse": errors,
+                 "trivial_closed_loop_test_mse": trivial} for n, errors in enumerate(seeds)]  # fmt: skip
+        content["sweeps"][f"roll-in-{name}"] = {
+            **sweep,
+            "varied": {"roll-in": [value], "seed": ["0", "1"]},
+            "rows": rows,
+        }
+    return Study(content)
+
+
+def test_a_table_of_errors_by_frames_ahead(axes, monkeypatch, tmp_path):
+    study = with_horizons()
+    lines = axes.tables(study).splitlines()
+    spread = [statistics.stdev(pair) for pair in ((0.5, 0.52), (0.6, 0.7))]
+    assert f"| ES in activities, 0.5 | 0.5100 ± {spread[0]:.4f} | 0.6500 ± {spread[1]:.4f} |" in lines
+    assert "| BPTT, 0 | 0.4000 | 0.4500 |" in lines and "| copy last frame | 0.9000 | 1.0000 |" in lines
+    figure = load(ROOT / "ablation-axes" / "visualize_ablation_axes.py", monkeypatch).draw_closed_loop(study)
+    means = [line.get_ydata() for line in figure.axes[0].lines]
+    assert any(np.allclose(mean, [0.51, 0.65]) for mean in means) and len(means) == 5
+    (tmp_path / "study.json").write_text(json.dumps(study.content))
+    assert read_study(tmp_path / "study.json", "ablation-axes").content == study.content
+    study.content["sweeps"]["roll-in-es"]["rows"][0]["closed_loop_test_mse"] = [0.5, "x"]
+    (tmp_path / "study.json").write_text(json.dumps(study.content))
+    with pytest.raises(BadInput, match="roll-in-es': row 1 is damaged"):
+        read_study(tmp_path / "study.json", "ablation-axes")
 
 
 def test_figures_of_the_axes_are_drawn_of_what_is_there(axes, monkeypatch, tmp_path):
