@@ -56,13 +56,13 @@ METHODS = {  # end of a sweep's name: (experiment, name in tables and figures)
     "es": ("rank-space-es", "ES in activities"),
     "bptt": ("moving-mnist-bptt-baseline", "BPTT"),
 }
-LEAKS, ROLL_INS = "no,scalar,per-unit", "0,0.5,1"
+LEAKS, ROLL_INS = "no,scalar,per-unit", "0.0,0.5,1.0"
 AHEAD = (1, 2, 3, 5, 10, 20)  # frames, of the table
 # Of each preset: sizes of all runs; values of each axis; seeds of those that are no draws; the experiments' presets and what sets their budget.
 TABLE = {
     "smoke": (
         "hidden-size=40 in-degree=4 sequence-length=4 train-sequences=64 validation-sequences=16 test-sequences=16 batch-size=8 rank=2",
-        {"size": "24,40", "in-degree": "2,8", "gain": "0.8,1.2", "length": "3,5", "digits": "1,2", "leak": "no,per-unit", "roll-in": "0,1", "encoder": "0,1", "data": "0,1"},
+        {"size": "24,40", "in-degree": "2,8", "gain": "0.8,1.2", "length": "3,5", "digits": "1,2", "leak": "no,per-unit", "roll-in": "0.0,1.0", "encoder": "0,1", "data": "0,1"},
         "0",
         {
             "es": ("smoke", "window=1 trains=both probes=4 noise=independent iterations=4 evaluate-every=1"),

@@ -10,7 +10,7 @@
 An adapter's ΔW = U Vᵀ has N r numbers in each factor. What the task needs shows where the gradient is exact, in bptt; noise has more
 to find out the larger r is, and the same number of probes or members to do it with. Runs are compared in three ways: at their
 end, by the test error of a ridge readout refitted on the final core; and by the validation error under their own decoders at the largest
-number of rollouts, and of seconds of training, that all methods of one r have spent.
+number of rollouts, and of seconds of training, that all runs have spent.
 
 Start: `python ablation_rank.py --preset laptop --publish`; what its flags do stands in common/study.py.
 """
@@ -122,9 +122,10 @@ def methods_of(study: Study) -> list[str]:
     return [name for name in METHODS if study.rows(name)]
 
 
-def limit(study: Study, rank: int, cost: int) -> float:
-    """The most rollouts, or seconds, that all methods have spent at this r, in every seed; ∞ where no run was ever scored."""
-    return min(reached(study.rows(name, rank=str(rank)), cost) for name in METHODS)
+def limit(study: Study, cost: int) -> float:
+    """The most rollouts, or seconds, that every run of every method has spent: one number for all r, so that errors compare along r as well. ∞ where
+    no run was ever scored."""
+    return min(reached(study.rows(name), cost) for name in METHODS)
 
 
 def at_end(study: Study, name: str, rank: int) -> list[float]:
@@ -133,8 +134,8 @@ def at_end(study: Study, name: str, rank: int) -> list[float]:
 
 
 def at_equal(cost: int) -> Callable[[Study, str, int], list[float]]:
-    """Validation MSE of each seed, under its own decoder, at the `limit` of r."""
-    return lambda study, name, rank: all_at_cost(study.rows(name, rank=str(rank)), cost, limit(study, rank, cost))
+    """Validation MSE of each seed, under its own decoder, at the `limit`."""
+    return lambda study, name, rank: all_at_cost(study.rows(name, rank=str(rank)), cost, limit(study, cost))
 
 
 def floor_of(study: Study, ridge: bool) -> list[float]:
@@ -187,8 +188,8 @@ def _errors(study: Study, measure: str) -> str:
         rows.append([METHODS[name][1], *(mean_and_spread(values) if values else MISSING for values in errors)])
     for word, cost, text in (("rollouts", ROLLOUTS, in_words), ("time", SECONDS, duration)):
         if word in measure:
-            limits = [limit(study, rank, cost) for rank in ranks]
-            rows.append([f"{word} spent, at most", *(text(x) if math.isfinite(x) else MISSING for x in limits)])
+            most = limit(study, cost)
+            rows.append([f"{word} spent, at most", *[text(most) if math.isfinite(most) else MISSING] * len(ranks)])
     return markdown_table(columns, rows)
 
 

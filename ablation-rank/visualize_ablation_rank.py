@@ -130,9 +130,8 @@ def error_by_rank(study: Study) -> Figure:
         rank_axis(axes, ranks)
         axes.set(ylim=robust_limits(shown, share=1.0), ylabel=SCORES[ridge], title=measure[0].upper() + measure[1:])
     for axes, cost, text in zip(panels[1:], (ROLLOUTS, SECONDS), (in_words, duration)):
-        spent = [value for rank in ranks if math.isfinite(value := limit(study, rank, cost))]
-        words = dict.fromkeys(text(value) for value in (min(spent), max(spent))) if spent else ["not known"]
-        axes.set_title(f"{axes.get_title(loc='left')}: {' to '.join(words)}")
+        spent = limit(study, cost)
+        axes.set_title(f"{axes.get_title(loc='left')}: {text(spent) if math.isfinite(spent) else 'not known'}")
     return figure
 
 

@@ -21,9 +21,11 @@ from common.results import (
     LARGEST_FILE,
     ROOT,
     changed_settings,
+    curricula,
     is_study,
     load_results,
     module_of,
+    read_curriculum,
     run_name,
     stubs,
     studies,
@@ -223,17 +225,22 @@ def check_measurements(root: Path, slug: str) -> list[str]:
 
 
 def check_presets(root: Path, slug: str) -> list[str]:
-    """That every committed result ran with its preset as the script has it now: `--preset` and `--seed` alone repeat it."""
+    """That every committed result and curriculum ran with its preset as the script has it now: `--preset` and `--seed` alone repeat it."""
     try:
         results = [r for r in load_results(root) if r["stub"] == slug]
     except BadInput:
         return []  # said by check_results
-    answers = ask(root, slug, [["--preset", r["preset"], "--seed", str(r["seed"])] for r in results])
-    problems = []
-    for result, (refusal, config) in zip(results, answers):
+    problems, found = [], [(run_name(result), result) for result in results]
+    for path in curricula(root / slug):
+        try:
+            found.append((f"measurements/{path.name}", read_curriculum(path)))
+        except BadInput as error:
+            problems.append(str(error))
+    answers = ask(root, slug, [["--preset", r["preset"], "--seed", str(r["seed"])] for _, r in found])
+    for (name, result), (refusal, config) in zip(found, answers):
         changed = [refusal] if config is None else changed_settings(result["config"], config)
         if changed:
-            problems.append(f"{slug}: {run_name(result)} is not what its preset runs now: {', '.join(changed)}")
+            problems.append(f"{slug}: {name} is not what its preset runs now: {', '.join(changed)}")
     return problems
 
 

@@ -8,9 +8,11 @@ out. A rung ends with its --iterations, or, with --patience P, at a plateau: P s
 what is handed on are the parameters of the best.
 
 Every rung is a run of its own, in a folder of its own in the run folder, and starts from the one before it (`--start-from`), so that what is
-predicted stays as it was where T, N, r or the leak grow. `curriculum.json` in the run folder has a line for each that is finished.
+predicted stays as it was where T, N, r or the leak grow. It knows the hash of the adapter that it began with: one that began with another than
+the rung before has now is run anew. `curriculum.json` in the run folder has a line for each rung that is finished.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +20,9 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import write_json
-from common.results import CURRICULUM, evenly
-from common.run import RunFolder
+from common.results import CURRICULUM, evenly, read_result
+from common.run import RunFolder, load_checkpoint
 
-LOG = CURRICULUM
 CURVE_POINTS = 60
 # Of a rung's results.json, what its line says.
 KEPT = (
@@ -77,42 +78,47 @@ def rungs_of(config, words: list[str], run_dir: Path, parse_arguments: Callable)
 
 
 class Log:
-    """`curriculum.json`: a line for each finished rung. On rank 0 only."""
+    """The rungs of a run folder, and `curriculum.json`, which is made from what they have left. On rank 0 only."""
 
     def __init__(self, run_dir: Path, rungs: list[Rung]):
         self.run_dir, self.rungs = run_dir, rungs
         self.lines: list[dict] = []
 
-    def read(self) -> int:
-        """How many rungs are finished: those of which line and result agree. Raises BadInput for a damaged file."""
-        path = self.run_dir / LOG
-        try:
-            lines = json.loads(path.read_text(encoding="utf-8"))["rungs"]
-            self.lines = [dict(line) for line in lines][: len(self.rungs)]
-            thetas = [(line["folder"], line["theta_sha256"]) for line in self.lines]
-        except FileNotFoundError:
-            return 0
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise BadInput(f"--run-dir: {path} is damaged") from None
-        for number, (rung, theta) in enumerate(zip(self.rungs, thetas)):
-            if theta != (rung.folder, self._result(rung).get("theta_sha256")):
-                self.lines = self.lines[:number]
-        return len(self.lines)
+    def folder(self, number: int) -> RunFolder:
+        return RunFolder(self.run_dir / self.rungs[number].folder, {})
 
-    def _result(self, rung: Rung) -> dict:
-        try:
-            return dict(json.loads((self.run_dir / rung.folder / "results.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return {}
+    def require_free(self, replaces: bool) -> None:
+        """Raises BadInput where another run is in the way. replaces: a curriculum may be there."""
+        if RunFolder(self.run_dir, {}).holds_run:
+            raise BadInput(f"--run-dir {self.run_dir} holds a run that is no curriculum: name another folder")
+        if (self.run_dir / CURRICULUM).is_dir():
+            raise BadInput(f"--run-dir {self.run_dir} cannot be written: {CURRICULUM} is a folder")
+        if not replaces and any(self.folder(number).holds_run for number in range(len(self.rungs))):
+            raise BadInput(
+                f"--run-dir {self.run_dir} already holds a curriculum; --resume continues it, --overwrite deletes it"
+            )
+
+    def state(self, number: int) -> str:
+        """Of a rung whose predecessors have their lines: "finished", "begun", or "new". A run that began with another adapter than the rung before has
+        now is neither of the first two. Raises BadInput for a damaged result."""
+        folder, rung = self.folder(number), self.rungs[number]
+        if not folder.holds_run:
+            return "new"
+        begun_with = self.lines[number - 1]["theta_sha256"] if number else None
+        if (folder.path / "results.json").is_file():
+            result = read_result(folder.path / "results.json")
+            if number and result.get("start_theta_sha256") != begun_with:
+                return "new"
+            # One that was not scored as far ahead is scored again, when it is resumed.
+            scored = len(result.get("closed_loop_test_mse", [])) == rung.config.horizon
+            return "finished" if scored else "begun"
+        return "begun" if not number or _begun_with(folder) in (begun_with, None) else "new"
 
     def add(self, number: int) -> None:
-        """Write down that a rung is finished. Whatever the rungs after it hold began with something else: it is deleted first."""
-        rung, result = self.rungs[number], self._result(self.rungs[number])
-        for later in self.rungs[number + 1 :]:
-            RunFolder(self.run_dir / later.folder, {}).delete()
-        curve = []
-        metrics = (self.run_dir / rung.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        for line in map(json.loads, metrics):
+        """Write down that a rung is finished."""
+        rung, folder = self.rungs[number], self.folder(number).path
+        result, curve = read_result(folder / "results.json"), []
+        for line in map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
             if line.get("validation_mse") is not None:
                 curve.append([line[key] for key in ("iteration", "rollouts", "wallclock_s", "validation_mse")])
         ended = "budget" if result["iterations"] >= rung.config.iterations else "plateau"
@@ -122,24 +128,26 @@ class Log:
         content = {
             "schema": 1,
             **{key: result[key] for key in ("stub", "preset", "seed")},
-            "config": self._result(self.rungs[0])["config"],
+            "config": read_result(self.folder(0).path / "results.json")["config"],
             "planned": [rung.name for rung in self.rungs],
             "rungs": self.lines,
         }
-        write_json(self.run_dir / LOG, content)
+        write_json(self.run_dir / CURRICULUM, content)
 
     def table(self) -> str:
         """The finished rungs, one a line: what was taken over, what became of it, and the frozen core under a ridge readout."""
-        head = f"{'validation MSE, then test MSE':28}{'taken over':>12}{'validation':>12}{'test':>10}{'ridge':>10}{'frozen':>10}"
-        lines = [head]
+        columns = {"validation_mse_taken_over": "taken over", "validation_mse": "validation", "test_mse": "test"}
+        columns |= {"ridge_test_mse": "ridge", "ridge_test_mse_at_start": "frozen"}
+        lines = [f"{'validation MSE, then test MSE':30}" + "".join(f"{name:>12}" for name in columns.values())]
         for line in self.lines:
-            keys = (
-                "validation_mse_taken_over",
-                "validation_mse",
-                "test_mse",
-                "ridge_test_mse",
-                "ridge_test_mse_at_start",
-            )
-            cells = [f"{line[key]:.4f}" if key in line else "" for key in keys]
-            lines.append(f"{line['name']:28}" + "".join(f"{c:>{w}}" for c, w in zip(cells, (12, 12, 10, 10, 10))))
+            cells = (f"{line[key]:.4f}" if key in line else "" for key in columns)
+            lines.append(f"{line['name']:30}" + "".join(f"{cell:>12}" for cell in cells))
         return "\n".join(lines)
+
+
+def _begun_with(folder: RunFolder) -> str | None:
+    """The hash of the adapter that an unfinished rung began with; None where its checkpoints do not tell."""
+    for path in (folder.checkpoint, folder.previous):
+        with contextlib.suppress(BadInput):
+            return (load_checkpoint(path).get("begun_from") or {}).get("theta_sha256")
+    return None

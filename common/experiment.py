@@ -5,6 +5,7 @@ are so scored in the same way on the same problem, and every one of them can be 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.curriculum import LOG, Log, Rung, rungs_of
+from common.curriculum import Log, Rung, rungs_of
 from common.decoder import make_decoder
 from common.dist import Stopped, Workers, choose_device, differences
 from common.errors import BadInput, Fault, reason
@@ -41,6 +42,7 @@ from common.leak import TrainedLeak
 from common.moving_mnist import load_public_test_set
 from common.philox import Purpose, integers, permutation
 from common.problem import Embeddings, Problem
+from common.results import CURRICULUM
 from common.roll_in import probability, replaced_inputs, require_roll_in, rolled_in
 from common.rollout import Rollout
 from common.run import (
@@ -343,7 +345,8 @@ def parse(config_class: type, presets: dict[str, dict], argv: list[str] | None, 
     config, options = parse_config(config_class, presets, argv, description)
     if config.in_degree > config.hidden_size:
         raise BadInput(f"--in-degree must not exceed --hidden-size: {config.in_degree} > {config.hidden_size}")
-    if getattr(config, "train_leak", "yes") == "no" and config.leak_rate != type(config).leak_rate:
+    fixed = getattr(config, "train_leak", "yes") == "no" and not options.curriculum
+    if fixed and config.leak_rate != type(config).leak_rate:
         raise BadInput("--leak-rate is about a leak that learns: --train-leak scalar or per-unit")
     if config.grown_from >= config.hidden_size or 0 < config.grown_from < config.in_degree:
         raise BadInput(
@@ -365,6 +368,8 @@ def launch(config, options, training_class: type[Training], stub_file: str, pars
     rungs = rungs_of(config, options.words, options.run_dir, parse_arguments) if options.curriculum else []
     device = choose_device(config.device)
     with StopRequest() as stop, Workers(device, config.backend, config.threads, config.rank_timeout, stop) as workers:
+        # A rank without the flag would take part in other exchanges.
+        workers.require_equal({"curriculum": [rung.folder for rung in rungs]}, "was started with another configuration")
         if rungs:
             return _climb(rungs, options, training_class, stub_file, workers)
         return _run(config, options, training_class, stub_file, workers)
@@ -374,43 +379,65 @@ def _climb(rungs: list[Rung], options, training_class: type[Training], stub_file
     """Run the rungs of a curriculum that are not finished yet; returns the exit code."""
     within, log = RunFolder(options.run_dir, {}), Log(options.run_dir, rungs)
     restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+    goes_on = options.resume or restarted
 
-    def finished() -> int:
-        goes_on = options.resume or restarted
-        if not goes_on and not options.overwrite:
-            for rung in rungs:
-                if RunFolder(options.run_dir / rung.folder, {}).holds_run:
-                    raise BadInput(
-                        f"--run-dir {options.run_dir} already holds a curriculum; --resume continues it, --overwrite deletes it"
-                    )
-        count = log.read() if goes_on else 0
-        for rung in rungs[:count]:
-            config = dataclasses.replace(rung.config, device=workers.device.type)
-            RunFolder(options.run_dir / rung.folder, {}).require_configuration(identity_of(config))
-        return count
+    def begin() -> None:
+        within.claim()
+        log.require_free(replaces=goes_on or options.overwrite)
 
-    first = 0 if options.dry_run else workers.from_main(finished)
-    for number, rung in enumerate(rungs[first:], start=first):
+    def state(number: int) -> str:
+        """Of a rung, on rank 0; a finished one has its line then."""
+        if number == 0 and not goes_on:
+            return "new"
+        try:
+            state = log.state(number)
+            if state == "finished":
+                settings = identity_of(dataclasses.replace(rungs[number].config, device=workers.device.type))
+                log.folder(number).require_configuration(_of_rung(settings, within))
+                with log.folder(number).writing(CURRICULUM):
+                    log.add(number)
+        except BadInput:
+            if restarted and options.overwrite:  # what was to be overwritten is still there
+                return "new"
+            raise
+        if state == "new" and number:
+            log.folder(
+                number
+            ).delete()  # what began with something else, and a rank that is started again would take for its own
+        return state
+
+    if not options.dry_run:
+        workers.from_main(begin)
+    for number, rung in enumerate(rungs):
+        now = "new" if options.dry_run else workers.from_main(lambda: state(number))  # noqa: B023, called at once
+        if now == "finished":
+            continue
         if workers.is_main:
             said = f"rung {number + 1} of {len(rungs)}: {rung.name}"
             print(said, file=sys.stdout if options.dry_run else sys.stderr, flush=True)
-        folder = RunFolder(options.run_dir / rung.folder, {})
-        begun = number > 0 and workers.from_main(lambda: folder.holds_run)  # noqa: B023, called at once
         own = {
-            "run_dir": folder.path,
-            "resume": options.resume if number == 0 else begun,
+            "run_dir": log.folder(number).path,
+            "resume": now == "begun" or (number == 0 and options.resume),
             "overwrite": options.overwrite and number == 0,
             "preset_from_auto": options.preset_from_auto and number == 0,
+            "planned": options.dry_run and number > 0,
         }
         of_rung = argparse.Namespace(**{**vars(options), **own})
         if code := _run(rung.config, of_rung, training_class, stub_file, workers, within):
             return code
         if not options.dry_run:
-            with within.writing(LOG):
+            with log.folder(number).writing(CURRICULUM):
                 workers.from_main(lambda: log.add(number))  # noqa: B023
     if workers.is_main and not options.dry_run:
-        print("\n" + log.table() + f"\nsaved in {options.run_dir / LOG}")
+        print("\n" + log.table() + f"\nsaved in {options.run_dir / CURRICULUM}")
     return 0
+
+
+def _of_rung(identity: dict, within: RunFolder | None) -> dict:
+    """An identity, that of a rung with the place of the rung before it as seen from there: the run folder may be moved."""
+    if within is None or not identity["start_from"] or Path(identity["start_from"]).parent != within.path:
+        return identity
+    return {**identity, "start_from": f"../{Path(identity['start_from']).name}"}
 
 
 def _run(
@@ -431,7 +458,7 @@ def _run(
     # Of several nodes not all need to have counted a restart, and all have to ask for the same.
     restarted = workers.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
     goes_on = options.resume or options.evaluate or restarted  # from its own checkpoint, if there is one
-    planned = within and options.dry_run  # from a rung that is not there yet
+    planned = getattr(options, "planned", False)  # from a rung that is not there yet
     start = workers.from_main(lambda: load_start(config)) if config.start_from and not (goes_on or planned) else None
     if options.dry_run:
         lines = training_class.costs(config, problem, workers)
@@ -447,7 +474,11 @@ def _run(
     # No number depends on these, but all ranks have to meet at the same iterations, and over the same scores.
     meetings = {name: getattr(config, name, 0) for name in ("checkpoint_every", "measure_cosine_every", "horizon")}
     workers.require_equal(meetings, "was started with another configuration")
-    identity = {**identity_of(config), **training_class.derived(config, workers), "problem_id": problem.id}
+    identity = {
+        **_of_rung(identity_of(config), within),
+        **training_class.derived(config, workers),
+        "problem_id": problem.id,
+    }
     if options.evaluate:
         folder = RunFolder(options.run_dir, identity)
         state = workers.from_main(folder.load)
@@ -464,6 +495,7 @@ def _run(
     if state is None and start is not None:
         training.take_over(start)
         training.begun_from["validation_mse"] = training.score("validation").mse
+        training.begun_from["theta_sha256"] = start["theta_sha256"]
     if state is not None:
         try:
             training.load_state_dict(state)
@@ -550,6 +582,9 @@ def load_start(config) -> dict:
         raise BadInput(f"{said}: its adapter has {columns} columns; --rank must be no less")
     if leak == "no":
         state.pop("leak", None)
+    state["theta_sha256"] = None  # of a run that is not finished
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        state["theta_sha256"] = json.loads((path / "results.json").read_text())["theta_sha256"]
     return state
 
 
@@ -790,8 +825,9 @@ def _results(
 
 def _taken_over(training: Training) -> dict:
     """What --start-from adds to results.json."""
-    score = (training.begun_from or {}).get("validation_mse")
-    return {} if score is None else {"validation_mse_taken_over": score}
+    begun = training.begun_from or {}
+    told = {"validation_mse_taken_over": begun.get("validation_mse"), "start_theta_sha256": begun.get("theta_sha256")}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def print_headline(results: dict, folder: Path) -> None:

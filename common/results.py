@@ -123,6 +123,7 @@ OPTIONAL = {
     "validation_mse": NUMBER,
     "ridge_validation_mse": NUMBER,
     "validation_mse_taken_over": NUMBER,
+    "start_theta_sha256": SHA256,
     "ridge_test_mse_at_start": NUMBER,
     "ridge_validation_mse_at_start": NUMBER,
     "ridge_test_mse_shuffled": NUMBER,
@@ -342,6 +343,12 @@ def _publish_curriculum(log: Path, root: Path) -> list[Path]:
         raise BadInput(
             f"{log}: {len(finished)} of {len(content['planned'])} rungs are finished; only a whole curriculum can be published"
         )
+    for rung in content["rungs"]:
+        of_run = read_result(log.parent / rung["folder"] / "results.json")
+        if (of_run["theta_sha256"], of_run["seed"]) != (rung["theta_sha256"], content["seed"]):
+            raise BadInput(f"{log}: {rung['folder']} holds another run by now; --resume goes on with it")
+    if log.stat().st_size > LARGEST_FILE:
+        raise BadInput(f"{log}: is over {LARGEST_FILE:,} bytes")
     path = root / content["stub"] / "measurements" / f"curriculum-{run_name(content)}.json"
     require_writable(path, "publish:")
     write_atomically(path, log.read_bytes())

@@ -38,6 +38,7 @@ except ImportError:  # not on Windows
 from common.dist import BACKENDS, TRAINING_TIMEOUT_S, Workers, differences
 from common.errors import BadInput, Fault, Parser, folder
 from common.files import check_folder, copy_atomically, finite_or_none, flush_to_disk, write_atomically, write_json
+from common.results import CURRICULUM
 
 SCHEMA = 1
 DTYPES = ("float32", "float64", "float16")
@@ -300,12 +301,10 @@ class RunFolder:
 
         def prepare() -> dict | None:
             folder._check_writable()
+            if within is None and ((path / CURRICULUM).exists() or cls(path / "0-start", {}).holds_run):
+                raise BadInput(f"--run-dir {path} holds a curriculum: name another folder, or say --curriculum")
             for place in filter(None, (within, folder)):
-                if place.path.is_dir():
-                    try:
-                        place._lock(make=False)
-                    except OSError as error:
-                        raise place._unwritable(error) from None
+                place.claim()
             if not resume and not (restarted and folder._has_checkpoint()):
                 folder._refuse_to_replace_a_run()
                 return None
@@ -333,6 +332,10 @@ class RunFolder:
             self._lock(make=True)
             if self._fresh:
                 self._refuse_to_replace_a_run()
+                if (
+                    self.within and self._overwrite and self.path.name.startswith("0-")
+                ):  # the first rung: the whole curriculum is replaced
+                    self.within.delete_rungs()
                 self.delete()
                 write_json(self.path / "config.json", self.identity)
             self._truncate_metrics(iteration)
@@ -345,6 +348,20 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
             (self.path / (name + ".tmp")).unlink(missing_ok=True)  # of a writer that was killed
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+    def claim(self) -> None:
+        """Lock the folder, if it is there and has been in use before. Raises BadInput where another process has it."""
+        if self.path.is_dir():
+            try:
+                self._lock(make=False)
+            except OSError as error:
+                raise self._unwritable(error) from None
+
+    def delete_rungs(self) -> None:
+        """Delete the curriculum in this folder: its log, then its runs."""
+        (self.path / CURRICULUM).unlink(missing_ok=True)
+        for path in self.path.glob("[0-9]-*"):
+            RunFolder(path, {}).delete()
 
     def _has_checkpoint(self) -> bool:
         return self.checkpoint.exists() or self.previous.exists()

@@ -65,6 +65,8 @@ def study_main(
     if options.tables:
         print(tables(read_study(options.run_dir / "study.json" if options.run_dir else published, here.name)))
         return 0
+    if options.publish and options.only:
+        raise BadInput("--only runs a part, and --publish would keep nothing else: leave one of them out")
     run_dir, sweeps = options.run_dir or Path("runs") / options.preset, presets[options.preset]
     try:
         check_folder(run_dir)

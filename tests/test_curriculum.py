@@ -14,10 +14,11 @@ from conftest import ROOT, assert_same_run, flags_of, results
 import common.curriculum
 import common.experiment
 from common.contract import run_python
-from common.curriculum import LOG, steps_of
+from common.curriculum import steps_of
 from common.curriculum_figures import WORST, curriculum, read_curricula
 from common.errors import BadInput
 from common.figures import VERMILION
+from common.results import CURRICULUM as LOG
 from common.results import curricula, publish, read_curriculum
 from common.results_page import _curricula
 from common.run import load_checkpoint
@@ -82,6 +83,18 @@ def copy(made, tmp_path):
     return shutil.copytree(made, tmp_path / "run")
 
 
+def write_launcher_of(script, tampering: str) -> None:
+    """A script that starts the experiment after something has been done to it."""
+    script.write_text(f"""
+import importlib.util, os, sys
+specification = importlib.util.spec_from_file_location("stub", {str(SCRIPT)!r})
+stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(stub)
+{tampering}
+stub.run_main(stub.main)
+""")
+
+
 # --- The rungs -------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +131,7 @@ def test_each_rung_changes_one_thing_more(made):
         changed = {key for key in config if config[key] != before[key]} - of_problem
         assert config[name] == value and changed == ({name, "grown_from"} if name == "hidden_size" else {name})
     starts = [config["start_from"] for config in configs]
-    assert starts == [None, *(f"run/{name}" for name in FOLDERS[:-1])]
+    assert starts == [None, *(f"../{name}" for name in FOLDERS[:-1])]
 
 
 # --- What is handed on -----------------------------------------------------------------------------------------------
@@ -138,7 +151,10 @@ def test_what_has_been_learned_is_handed_on(made):
 
 def test_a_rung_is_the_run_that_starts_from_the_one_before(copy, run, monkeypatch):
     monkeypatch.chdir(copy.parent)
-    assert_same_run(run("alone", digits=2, start_from="run/0-start"), copy / "1-two-digits")
+    alone, rung = results(run("alone", digits=2, start_from="run/0-start")), results(copy / "1-two-digits")
+    for key in {key for key in rung if "_mse" in key} | {"theta_sha256", "start_theta_sha256", "problem_id"}:
+        assert alone[key] == rung[key], key
+    assert rung["start_theta_sha256"] == results(copy / "0-start")["theta_sha256"]
 
 
 def test_a_rung_ends_at_a_plateau_and_hands_on_its_best(experiment, climb, tmp_path, monkeypatch):
@@ -224,21 +240,76 @@ def test_killed_between_two_rungs(climb, made, monkeypatch, tmp_path, when):
     assert_same_curriculum(climb(tmp_path, "--resume"), made)
 
 
-def test_what_a_later_rung_had_learned_from_another_start_is_not_used(climb, copy, made, tmp_path):
-    """As if the start had been run anew: the log says of it something else than its result does."""
-    content = json.loads((copy / LOG).read_text())
-    content["rungs"][0]["theta_sha256"] = "another"
-    (copy / LOG).write_text(json.dumps(content))
+def test_what_a_later_rung_had_learned_from_another_start_is_not_used(experiment, climb, copy, made, tmp_path):
+    """The start is run anew by hand, with another number of iterations; then all begins with what it has now."""
     before = (copy / "3-length-20" / "results.json").stat().st_mtime_ns
-    assert_same_curriculum(climb(tmp_path, "--resume"), made)
+    shutil.rmtree(copy / "0-start")
+    with pytest.raises(BadInput, match="holds a curriculum"):  # a plain run does not go into its folder
+        experiment.main([*flags(seed=1), "--run-dir", str(copy), "--overwrite"])
+    assert experiment.main([*flags(seed=1), "--run-dir", str(copy / "0-start")]) == 0
+    shutil.rmtree(copy / "2-length-10")
+    climb(tmp_path, "--resume", seed=1)
     assert (copy / "3-length-20" / "results.json").stat().st_mtime_ns > before
+    thetas = [line["theta_sha256"] for line in log(copy)]
+    assert [results(copy / name).get("start_theta_sha256") for name in FOLDERS] == [None, *thetas[:-1]]
+    assert all(line["theta_sha256"] not in thetas for line in log(made))
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged", "of another rung"])
+def test_the_log_is_made_anew_from_what_the_rungs_have_left(climb, copy, made, tmp_path, how):
+    if how == "lost":
+        (copy / LOG).unlink()
+    else:
+        (copy / LOG).write_text("[" if how == "damaged" else json.dumps({"rungs": log(copy)[:1]}))
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("results.json")}
+    climb(tmp_path, "--resume")
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("results.json")} == before
+    assert (copy / LOG).read_bytes() == (made / LOG).read_bytes()
+
+
+def test_a_folder_that_was_moved_goes_on(experiment, copy, made, tmp_path):
+    shutil.rmtree(copy / FOLDERS[-1])
+    moved = copy.rename(tmp_path / "elsewhere")
+    assert experiment.main([*flags(), "--curriculum", "--resume", "--run-dir", str(moved)]) == 0
+    assert results(moved / FOLDERS[-1])["theta_sha256"] == results(made / FOLDERS[-1])["theta_sha256"]
+
+
+def test_a_finished_one_is_scored_further_ahead(climb, copy, tmp_path):
+    climb(tmp_path, "--resume", horizon=2)
+    assert all(len(results(copy / name)["closed_loop_test_mse"]) == 2 for name in FOLDERS)
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_all_climb_are_refused(torchrun, tmp_path):
+    script = tmp_path / "differ.py"
+    write_launcher_of(script, "import sys\nif os.environ['RANK'] == '1': sys.argv.remove('--curriculum')")
+    code, _, stderr = torchrun(2, *flags(), "--curriculum", "--run-dir", tmp_path / "run", script=script).end()
+    assert code == 1 and "rank 1 was started with another configuration: curriculum" in stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_curriculum_is_left_as_it_is(climb, copy, tmp_path, capsys):
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.json*")}
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("*/*.json*")}
     climb(tmp_path, "--resume")
-    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.json*")} == before
+    assert {path: path.stat().st_mtime_ns for path in copy.glob("*/*.json*")} == before
     assert "an α of each unit" in capsys.readouterr().out
+
+
+def test_an_overwritten_one_is_gone_from_the_first_iteration_on(experiment, climb, copy, tmp_path, monkeypatch):
+    def stop(training):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment.Training, "iterate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        climb(tmp_path, "--overwrite", seed=1)
+    assert not (copy / LOG).exists() and not list(copy.glob("*/results.json"))
+
+
+def test_overwritten_by_ranks_that_are_started_again(climb, copy, made, tmp_path, monkeypatch):
+    """With another seed, and before anything was overwritten: what is there is not in the way."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    climb(tmp_path, "--overwrite", seed=1)
+    assert all(results(copy / name)["seed"] == 1 for name in FOLDERS)
 
 
 @pytest.mark.slow
@@ -263,21 +334,17 @@ def test_torchrun_starts_a_dead_rank_again_in_a_later_rung(torchrun, made, tmp_p
     """The rungs before are not run again, although nobody said --resume."""
     monkeypatch.chdir(tmp_path)
     script, mark = tmp_path / "dies.py", tmp_path / "died"
-    script.write_text(f"""
-import importlib.util, os, sys
-specification = importlib.util.spec_from_file_location("stub", {str(SCRIPT)!r})
-stub = sys.modules["stub"] = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(stub)
-iterate = stub.Training.iterate
+    write_launcher_of(
+        script,
+        f"""iterate = stub.Training.iterate
 def dies(self):
     if os.environ["RANK"] == "1" and self.config.rank == 4 and self.iteration == 2 and not os.path.exists({str(mark)!r}):
         open({str(mark)!r}, "w").close()
         os._exit(9)
     return iterate(self)
 stub.Training.iterate = dies
-stub.__file__ = {str(SCRIPT)!r}
-stub.run_main(stub.main)
-""")
+""",
+    )
     words = [*flags(), "--curriculum", "--run-dir", "run"]
     code, _, stderr = torchrun(2, *words, script=script, options=("--max-restarts=1",)).end()
     assert code == 0 and mark.exists(), stderr
@@ -328,6 +395,7 @@ def test_other_experiments_climb_what_they_can(tmp_path, slug, more, rungs):
         ([], {"rank": 32, "hidden_size": 32, "probes": 32}, None),
         ([], {"window": 2, "trains": "v"}, "rung 6 (one α learns): --train-leak needs --window 1"),
         ([], {"start_from": "nowhere"}, "--start-from nowhere"),
+        (["--dry-run"], {"start_from": "nowhere"}, "--start-from nowhere"),
     ],
     ids=str,
 )  # fmt: skip
@@ -339,6 +407,12 @@ def test_what_cannot_be_climbed_is_refused_before_anything_is_written(experiment
         experiment.main([*flags(**changes), *more, "--curriculum", "--run-dir", str(tmp_path / "run")])
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_how_fast_the_leak_learns_may_be_said_before_it_does(experiment):
+    experiment.parse_arguments([*flags(leak_rate=0.3), "--curriculum"])
+    with pytest.raises(BadInput, match="--leak-rate"):
+        experiment.parse_arguments(flags(leak_rate=0.3))
 
 
 def test_a_gru_has_no_rungs():
@@ -358,10 +432,21 @@ def test_a_folder_that_holds_one_is_refused(climb, made, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("content", ["[]", '{"rungs": 5}', '{"rungs": [{}]}', "{", '{"rungs": [5]}'])
-def test_a_damaged_log_is_refused(climb, copy, tmp_path, content):
-    (copy / LOG).write_text(content)
-    with pytest.raises(BadInput, match=f"{LOG} is damaged"):
+def test_a_folder_that_holds_something_else_is_refused(experiment, run, climb, copy, tmp_path):
+    with pytest.raises(BadInput, match="holds a curriculum: name another folder"):
+        experiment.main([*flags(), "--run-dir", str(copy)])
+    plain = run("plain").rename(tmp_path / "there")
+    with pytest.raises(BadInput, match="holds a run that is no curriculum"):
+        experiment.main([*flags(), "--curriculum", "--overwrite", "--run-dir", str(plain)])
+    shutil.rmtree(copy)
+    (copy / LOG).mkdir(parents=True)
+    with pytest.raises(BadInput, match=f"{LOG} is a folder"):
+        climb(tmp_path)
+
+
+def test_a_damaged_result_is_named(climb, copy, tmp_path):
+    (copy / "2-length-10" / "results.json").write_text("{}")
+    with pytest.raises(BadInput, match="2-length-10/results.json: key 'schema' is missing"):
         climb(tmp_path, "--resume")
 
 

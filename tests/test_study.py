@@ -401,24 +401,26 @@ def test_tables_of_the_rank_are_plain_arithmetic(rank):
     ends, rollouts, seconds, answers = by_name["ES in activities, V"]
     spread = statistics.stdev([0.65, 0.66])
     assert ends == [f"0.6550 ± {spread:.4f}", f"0.6005 ± {statistics.stdev([0.6, 0.601]):.4f}", "0.5999"]
-    # Curves end at 100 r rollouts, after r / 2 s, at twice the ridge error; all of one r are equally long.
-    doubled = [f"1.3100 ± {2 * spread:.4f}", f"1.2010 ± {2 * statistics.stdev([0.6, 0.601]):.4f}", "1.1998"]
-    assert rollouts == seconds == doubled
-    assert by_name["rollouts spent, at most"] == [["100", "400", "3,200"]]
-    assert by_name["time spent, at most"] == [["0.5 s", "2.0 s", "16 s"]]
+    # Curves begin at 1 and end at 100 r rollouts, after r / 2 s, at twice the ridge error: those of r = 1 are the shortest.
+    assert rollouts == seconds == [f"1.3100 ± {2 * spread:.4f}", "1.0000 ± 0.0000", "1.0000"]
+    assert by_name["rollouts spent, at most"] == [["100", "100", "100"]]
+    assert by_name["time spent, at most"] == [["0.5 s", "0.5 s", "0.5 s"]]
     assert answers[0] == "4 (32)" and by_name["BPTT, U and V"][3][0] == "32 (32)"
     assert by_name["r = 0: the readout alone"][0] == ["0.7000 ± 0.0000"] * 3
 
 
 def test_what_fewer_rollouts_bring_is_read_from_the_curve(rank):
     study = made_up_ranks()
+    for name in ("rank-space", "bptt"):  # without the shortest
+        sweep = study.content["sweeps"][name]
+        sweep["rows"] = [row for row in sweep["rows"] if row["values"]["rank"] != "1"]
     for row in study.rows("bptt", rank="4"):
         row["curve"] = [
             [0, 0.0, 1.0],
             [100, 1.0, 0.8],
             [200, 9.0, 0.7],
         ]  # fewer rollouts and more time than the other's 400, 2 s
-    assert rank.limit(study, 4, 0) == 200 and rank.limit(study, 4, 1) == 2.0
+    assert rank.limit(study, 0) == 200 and rank.limit(study, 1) == 2.0
     assert rank.at_equal(0)(study, "bptt", 4) == [0.7, 0.7] and rank.at_equal(1)(study, "bptt", 4) == [0.8, 0.8]
     assert rank.at_equal(0)(study, "rank-space", 4) == [1.0, 1.0]  # not scored between 0 and 400
 
@@ -427,7 +429,7 @@ def test_runs_that_were_never_scored_are_left_out(rank, monkeypatch, tmp_path):
     study = made_up_ranks()
     for row in [*study.rows("bptt", rank="1"), *study.rows("rank-space", rank="1")]:
         row["curve"] = []
-    assert "| rollouts spent, at most | — | 400 | 3,200 |" in rank.tables(study)
+    assert "| rollouts spent, at most | 400 | 400 | 400 |" in rank.tables(study)
     (tmp_path / "study.json").write_text(json.dumps(study.content))
     module = load(ROOT / "ablation-rank" / "visualize_ablation_rank.py", monkeypatch)
     assert module.main(["--run", str(tmp_path), "--out", str(tmp_path / "drawn")]) == 0
