@@ -30,25 +30,23 @@ from common.sweep import Sweep
 class Axis:
     """setting: the flag that is varied, without its dashes. name: in tables and figures. draws: its values are draws, not sizes.
 
-    more: (flag, value) that differ from the other axes' in preset laptop; everywhere: in every preset.
+    more: (flag, value) beside those of the other axes.
     """
 
     setting: str
     name: str
     draws: bool = False
     more: tuple[tuple[str, str], ...] = ()
-    everywhere: tuple[tuple[str, str], ...] = ()
 
 
 AXES = {
     "size": Axis("hidden-size", "N, units"),
     "in-degree": Axis("in-degree", "k, entries of a row of W0"),
     "gain": Axis("gain", "gain of W0"),
-    # Long sequences are costly: there are fewer of them, at all lengths.
-    "length": Axis("sequence-length", "T, frames", more=(("train-sequences", "2000"), ("batch-size", "16"))),
+    "length": Axis("sequence-length", "T, frames"),
     "digits": Axis("digits", "digits"),
     "leak": Axis("train-leak", "whether α learns"),
-    "roll-in": Axis("roll-in", "share of inputs that are predictions", everywhere=(("horizon", "20"),)),
+    "roll-in": Axis("roll-in", "share of inputs that are predictions", more=(("horizon", "20"),)),
     "encoder": Axis("encoder-seed", "draw of the frozen CNN", draws=True),
     "data": Axis("data-seed", "draw of the sequences", draws=True),
 }
@@ -98,9 +96,7 @@ def sweeps_of(preset: str) -> dict[str, Sweep]:
     for axis, choices in values.items():
         for method, (base, budget) in budgets.items():
             flags = dict(word.split("=") for word in f"{sizes} {budget}".split())
-            if preset == "laptop":
-                flags |= dict(AXES[axis].more)
-            flags |= dict(AXES[axis].everywhere)
+            flags |= dict(AXES[axis].more)
             flags.pop(AXES[axis].setting, None)
             vary = {AXES[axis].setting: choices.split(","), "seed": ["0"] if AXES[axis].draws else seeds.split(",")}
             words = [f"--{name}={value}" for name, value in flags.items()]

@@ -12,10 +12,12 @@ WORST = 1.02  # in units in which the mean predictor has 1: scores above it are 
 
 
 def read_curricula(run: Path | None, folder: Path) -> list[dict]:
-    """The curriculum that a run folder is a rung of; without one those that are committed in an experiment's folder, by seed. Raises BadInput."""
+    """The curriculum that a run folder is a rung of; without one those that are committed in an experiment's folder, by seed, of the preset that is
+    named after them or else the first one. Raises BadInput."""
     paths = curricula(folder) if run is None else [run.parent / CURRICULUM]
     found = [read_curriculum(path) for path in paths if path.is_file()]
-    return sorted(found, key=lambda content: content["seed"])
+    presets = sorted({content["preset"] for content in found}, key=lambda preset: (preset != "curriculum", preset))
+    return sorted((c for c in found if c["preset"] == presets[0]), key=lambda content: content["seed"])
 
 
 def curriculum(found: Sequence[dict], label: str) -> Figure | None:

@@ -443,15 +443,15 @@ def _curricula(root: Path) -> list[str]:
             ]
             rows.append([name, f"{frozen:.4f}", *cells])
         seeds = sorted({content["seed"] for contents in columns.values() for content in contents})
-        machines = sorted(
-            {c["rungs"][0]["environment"]["device_name"] for contents in columns.values() for c in contents}
-        )
+        rungs = [rung for contents in columns.values() for content in contents for rung in content["rungs"]]
+        machines = sorted({rung["environment"]["device_name"] for rung in rungs})
         sections += [
             f"## Up the brief's schedule, preset {preset}\n",
             markdown_table(["rung", "frozen core", *(f"[{slug}]({slug}/README.md)" for slug in columns)], rows) + "\n",
             f"Test MSE under a ridge readout, mean ± standard deviation of the seeds ({_listed_seeds(seeds)}). Each rung changes one thing more and begins "
             f"with what the one before has learned (`--preset {preset} --curriculum`); rungs are other problems, so that errors compare along a row and "
             f"not along a column. On {', '.join(machines)}.\n",
+            *([f"{UNCOMMITTED}\n"] if any(map(_uncommitted, rungs)) else []),
         ]
     return sections
 
