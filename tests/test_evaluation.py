@@ -11,7 +11,7 @@ from common import evaluation
 from common.decoder import AdamDecoder, RidgeDecoder, scheduled
 from common.digits import load_digits
 from common.dist import Workers
-from common.encoder import EMBEDDING
+from common.encoder import EMBEDDING, Encoder
 from common.errors import BadInput
 from common.problem import Embeddings, ProblemSettings, fingerprint
 from common.reservoir import draw_reservoir, rollout_reference
@@ -305,7 +305,7 @@ def embeddings_of(cache, workers):
 def test_a_cached_split_is_what_encoding_gives_and_is_read_back(cache, embeddings_of):
     first = embeddings_of(ProblemSettings(**SMALL))
     names = sorted(path.name for path in cache.iterdir())
-    assert [name.split("-")[0] for name in names] == ["test", "train", "validation"]
+    assert [name.split("-")[0] for name in names] == ["calibration", "test", "train", "validation"]
     direct = first.encode_sequences("test", torch.tensor([0, 69, 3]))
     assert torch.equal(first.get("test", torch.tensor([0, 69, 3])), direct)
     before = [path.stat().st_mtime_ns for path in sorted(cache.iterdir())]
@@ -319,8 +319,27 @@ def test_a_cached_split_is_what_encoding_gives_and_is_read_back(cache, embedding
 def test_another_encoder_or_data_seed_has_another_cache(cache, embeddings_of):
     first = embeddings_of(ProblemSettings(**SMALL))
     other = embeddings_of(ProblemSettings(**SMALL, encoder_seed=1))
-    assert len(list(cache.iterdir())) == 6
+    assert len(list(cache.iterdir())) == 8
     assert not torch.equal(first.stored["test"], other.stored["test"])
+
+
+def test_one_calibration_is_enough_for_all_lengths_and_numbers_of_digits(cache, embeddings_of, monkeypatch):
+    first = embeddings_of(ProblemSettings(**SMALL))
+    calibrate, called = Encoder.calibrate, []
+    monkeypatch.setattr(Encoder, "calibrate", lambda *a: called.append(1) or calibrate(*a))
+    longer = embeddings_of(ProblemSettings(**{**SMALL, "sequence_length": SMALL["sequence_length"] + 1, "digits": 2}))
+    assert not called and torch.equal(longer.encoder.scale_E, first.encoder.scale_E)
+    assert torch.equal(longer.encoder.shift_E, first.encoder.shift_E)
+    embeddings_of(ProblemSettings(**SMALL, encoder_seed=1))
+    assert called == [1]
+
+
+def test_a_damaged_calibration_is_named(cache, embeddings_of):
+    embeddings_of(ProblemSettings(**SMALL))
+    path = next(cache.glob("calibration-*"))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(BadInput, match=path.name):
+        embeddings_of(ProblemSettings(**{**SMALL, "sequence_length": SMALL["sequence_length"] + 1}))
 
 
 def test_a_damaged_cache_file_is_named(cache, embeddings_of):

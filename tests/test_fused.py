@@ -13,6 +13,7 @@ import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,10 +42,23 @@ if DEVICE == "cuda":
     pytestmark.append(pytest.mark.gpu)
 
 
+class ExactNumpy:
+    """NumPy for the interpreter, its products summed in float64. In float32 the order of a sum, on some processors, depends on where in a matrix a
+    column stands; in the kernel it does not."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    @staticmethod
+    def matmul(a, b, dtype):
+        return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(dtype)
+
+
 @pytest.fixture(autouse=True)
 def interpreting(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr("triton.runtime.interpreter.np", ExactNumpy())
 
 
 N, K, R, T, B, E = 150, 6, 5, 4, 3, 20  # two blocks of units, the second not full; nothing here is a power of two
