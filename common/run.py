@@ -41,6 +41,8 @@ from common.files import check_folder, copy_atomically, finite_or_none, flush_to
 from common.results import CURRICULUM
 
 SCHEMA = 1
+# Settings that came after there were runs, with the value that all runs before them had.
+ADDED = {"roll_in": 0.0}
 DTYPES = ("float32", "float64", "float16")
 GPU_MEMORY_FOR_H200_PRESET = 40e9  # bytes
 
@@ -237,7 +239,8 @@ def saved_config(path: Path, config):
     Raises BadInput if there is no readable config.json.
     """
     try:
-        saved, hints = json.loads((path / "config.json").read_text()), typing.get_type_hints(type(config))
+        saved = {**ADDED, **json.loads((path / "config.json").read_text())}
+        hints = typing.get_type_hints(type(config))
         for field in dataclasses.fields(config):
             kind = _without_none(hints[field.name])
             if not field.metadata["changes_result"] or (field.default is None and saved[field.name] is None):
@@ -440,7 +443,8 @@ class RunFolder:
     def load(self) -> dict:
         """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
         saved = self._configuration()
-        self._require_same(saved, self.identity)
+        added = {name: value for name, value in ADDED.items() if name in self.identity and name not in saved}
+        self._require_same({**saved, **added}, self.identity)
         complaints = []
         for path in (self.checkpoint, self.previous):
             if not path.exists():
@@ -450,7 +454,7 @@ class RunFolder:
             except BadInput as error:
                 complaints.append(str(error))
                 continue
-            if state["identity"] != fingerprint_of(self.identity):
+            if state["identity"] not in (fingerprint_of(self.identity), fingerprint_of(saved)):
                 complaints.append(f"{path} belongs to another run")
                 continue
             if complaints:

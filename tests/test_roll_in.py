@@ -18,6 +18,7 @@ from common.errors import BadInput
 from common.reservoir import draw_reservoir
 from common.results import changed_settings, load_results
 from common.rollout import Rollout
+from common.run import fingerprint_of, load_checkpoint, pack_checkpoint
 
 BPTT, RANK = "moving-mnist-bptt-baseline", "rank-space-es"
 SCRIPT = ROOT / BPTT / "moving_mnist_bptt_baseline.py"
@@ -296,3 +297,20 @@ def test_a_dry_run_tells_what_it_costs(slug, tmp_path, capsys):
         said[share] = capsys.readouterr().out
     assert "roll-in" not in said[0]
     assert said[0.5].count("roll-in: one more rollout of each training sequence") == 1
+
+
+def test_a_run_from_before_there_was_a_roll_in_goes_on(experiment, run):
+    """Its config.json does not have the setting, and its checkpoint the hash of such a configuration."""
+    whole, old = (run(name, iterations=2, roll_in=0.0) for name in ("whole", "old"))
+    config = json.loads((old / "config.json").read_text())
+    assert config.pop("roll_in") == 0
+    (old / "config.json").write_text(json.dumps(config))
+    state = load_checkpoint(old / "checkpoint.pt")
+    (old / "checkpoint.pt").write_bytes(pack_checkpoint({**state, "identity": fingerprint_of(config)}))
+    (old / "checkpoint.previous.pt").unlink()
+    assert experiment.main([*flags(iterations=2, roll_in=0.0), "--run-dir", str(old), "--evaluate"]) == 0
+    (old / "results.json").unlink()
+    run("old", "--resume", iterations=2, roll_in=0.0)
+    assert results(old)["theta_sha256"] == results(whole)["theta_sha256"]
+    with pytest.raises(BadInput, match="roll_in is 0.0 there, 0.5 here"):
+        run("old", "--resume", iterations=2, roll_in=0.5)

@@ -192,7 +192,7 @@ def test_a_setting_that_the_experiment_refuses(root, toy):
 def test_a_folder_with_other_runs_is_refused(root, toy):
     toy.main(["--only", "second"])
     toy.FLAGS += ["--what", "else"]
-    with pytest.raises(BadInput, match="holds a run with another what; name another folder"):
+    with pytest.raises(BadInput, match="^--run-dir: .*holds a run with another what; name another folder"):
         toy.main([])
 
 
