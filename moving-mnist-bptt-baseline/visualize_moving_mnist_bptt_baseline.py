@@ -215,7 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         figures["closed_loop_error"] = closed_loop_error(run)
         figures["leaks"] = leaks(run)
         figures["memory_by_length"] = memory_by_length(*measurement)
-        figures["curriculum"] = curriculum(read_curricula(options.run, HERE), "backpropagation through time")
+        figures["curriculum"] = curriculum(
+            read_curricula(options.run, COMMITTED.parents[1]), "backpropagation through time"
+        )
         save_figures(figures, options.out / "viz")
     return 0
 

@@ -562,7 +562,9 @@ def main(argv: list[str] | None = None) -> int:
     run = load_run(options.run, COMMITTED, SHAPES, needs=("train_loss", "decoder_loss", "validation_mse"))
     with style():
         figures = {name: draw(run) for name, draw in FIGURES.items()}
-        figures["curriculum"] = curriculum(read_curricula(options.run, HERE), "evolution strategies in parameters")
+        figures["curriculum"] = curriculum(
+            read_curricula(options.run, COMMITTED.parents[1]), "evolution strategies in parameters"
+        )
         save_figures(figures, options.out / "viz")
     return 0
 

@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
             "adapter_spectra": adapter_spectra(run),
             "cosine_to_gradient": cosine_to_gradient(run, sizes(run)),
             "error_by_cost": error_by_cost(ROOT),
-            "curriculum": curriculum(read_curricula(options.run, HERE), "rank-space ES"),
+            "curriculum": curriculum(read_curricula(options.run, COMMITTED.parents[1]), "rank-space ES"),
         }
         save_figures(figures, options.out / "viz")
     return 0

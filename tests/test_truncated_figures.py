@@ -192,7 +192,7 @@ def test_backpropagation_is_drawn_by_the_same_code(tmp_path, monkeypatch, capsys
     for script in (gif, draw):
         assert script.main(["--out", str(tmp_path)]) == 0
     assert {Path(line).stem for line in capsys.readouterr().out.split()} == (
-        PNGS | {"memory_by_length", "moving_mnist_bptt_baseline"}
+        PNGS | {"memory_by_length", "curriculum", "moving_mnist_bptt_baseline"}
     )
     assert {gif.WORDING.title, "N = 2,000 · r = 32 · B = 64", "Adam step"} <= shown[0]
     assert any(text.startswith("Step 0: validation MSE ") for text in shown[0])
