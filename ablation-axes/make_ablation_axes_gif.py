@@ -14,14 +14,13 @@ import numpy as np
 from ablation_axes import AXES, METHODS, axes_of, values_of
 from visualize_ablation_axes import LOOKS, NAMES, value_axis
 
-from common.errors import BadInput, run_main
-from common.figures import figure_arguments, headed_figure, header_legend, pixels, style, write_gif
-from common.results import module_of
-from common.study_data import ROLLOUTS, Study, at_cost, curves, studies_in
-from common.study_figures import error_limits
+from common.errors import run_main
+from common.figures import headed_figure, header_legend, pixels
+from common.study_data import ROLLOUTS, Study, at_cost, curves
+from common.study_figures import error_limits, study_gif
 
 HERE = Path(__file__).resolve().parent
-FRAMES, STEP_MS, LAST_MS, GIF_DPI = 40, 130, 2500, 80
+FRAMES, STEP_MS, GIF_DPI = 40, 130, 80
 
 
 def at_share(rows: list[dict], share: float) -> list[float]:
@@ -62,15 +61,7 @@ def animate(study: Study) -> Iterator[np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = figure_arguments(__doc__.splitlines()[0], HERE, "the GIF", argv)
-    study = studies_in(HERE, options.run)[""]
-    if not axes_of(study):
-        raise BadInput(f"{options.run or HERE / 'measurements'}: no run is finished")
-    with style():
-        frames = list(animate(study))
-    milliseconds = [STEP_MS] * (len(frames) - 1) + [LAST_MS]
-    print(write_gif(options.out / f"{module_of(HERE.name)}.gif", frames, milliseconds))
-    return 0
+    return study_gif(argv, __doc__, HERE, axes_of, animate, STEP_MS)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,14 @@ import numpy as np
 from ablation_rank import METHODS, floor_of, methods_of, ranks_of
 from visualize_ablation_rank import LOOKS, legend_of, rank_axis
 
-from common.errors import BadInput, run_main
-from common.figures import GREEN, figure_arguments, headed_figure, pixels, style, write_gif
-from common.results import module_of
-from common.study_data import ROLLOUTS, Study, all_at_cost, curves, studies_in
-from common.study_figures import about, error_limits
+from common.errors import run_main
+from common.figures import GREEN, headed_figure, pixels
+from common.study_data import ROLLOUTS, Study, all_at_cost, curves
+from common.study_figures import about, error_limits, study_gif
 from common.text import in_words
 
 HERE = Path(__file__).resolve().parent
-FRAMES, STEP_MS, LAST_MS, GIF_DPI = 48, 120, 2500, 90
+FRAMES, STEP_MS, GIF_DPI = 48, 120, 90
 
 
 def budgets(study: Study) -> list[float]:
@@ -61,15 +60,7 @@ def animate(study: Study) -> Iterator[np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = figure_arguments(__doc__.splitlines()[0], HERE, "the GIF", argv)
-    study = studies_in(HERE, options.run)[""]
-    if not budgets(study):
-        raise BadInput(f"{options.run or HERE / 'measurements'}: no method has a curve")
-    with style():
-        frames = list(animate(study))
-    milliseconds = [STEP_MS] * (len(frames) - 1) + [LAST_MS]
-    print(write_gif(options.out / f"{module_of(HERE.name)}.gif", frames, milliseconds))
-    return 0
+    return study_gif(argv, __doc__, HERE, budgets, animate, STEP_MS)
 
 
 if __name__ == "__main__":

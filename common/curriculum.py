@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common.errors import BadInput
 from common.files import write_json
-from common.results import CURRICULUM, evenly, read_result
+from common.results import CURRICULUM, FIRST_RUNG, evenly, read_result
 from common.run import RunFolder, load_checkpoint
 
 CURVE_POINTS = 60
@@ -65,7 +65,7 @@ def rungs_of(config, words: list[str], run_dir: Path, parse_arguments: Callable)
         raise BadInput("--grown-from is a rung of --curriculum: leave it out")
     if getattr(config, "core", "reservoir") != "reservoir" or getattr(config, "trains", "") == "all":
         raise BadInput("--curriculum hands on an adapter of the reservoir: choose another --core or --trains")
-    rungs, changes = [Rung("start", "0-start", config)], {}
+    rungs, changes = [Rung("start", FIRST_RUNG, config)], {}
     for number, (name, short, change) in enumerate(steps_of(config), start=1):
         changes |= change
         more = [f"--{key.replace('_', '-')}={value}" for key, value in changes.items()]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FILE = 2_000_000  # bytes
 HISTORY_LINES = 200
 STUDY = "ablation-"  # begins the name of a study's folder
-CURRICULUM = "curriculum.json"  # in the run folder of one, see curriculum.py
+CURRICULUM, FIRST_RUNG = "curriculum.json", "0-start"  # log and first run in the run folder of one, see curriculum.py
 ROLES = ("floor", "ceiling", "reference")
 TRIVIAL = {"mean": "mean embedding", "copy_last": "copy last frame", "ar1": "AR(1) ridge", "ar3": "AR(3) ridge"}
 

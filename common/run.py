@@ -38,7 +38,7 @@ except ImportError:  # not on Windows
 from common.dist import BACKENDS, TRAINING_TIMEOUT_S, Workers, differences
 from common.errors import BadInput, Fault, Parser, folder
 from common.files import check_folder, copy_atomically, finite_or_none, flush_to_disk, write_atomically, write_json
-from common.results import CURRICULUM
+from common.results import CURRICULUM, FIRST_RUNG
 
 SCHEMA = 1
 # Settings that came after there were runs, with the value that all runs before them had.
@@ -304,7 +304,7 @@ class RunFolder:
 
         def prepare() -> dict | None:
             folder._check_writable()
-            if within is None and ((path / CURRICULUM).exists() or cls(path / "0-start", {}).holds_run):
+            if within is None and ((path / CURRICULUM).exists() or cls(path / FIRST_RUNG, {}).holds_run):
                 raise BadInput(f"--run-dir {path} holds a curriculum: name another folder, or say --curriculum")
             for place in filter(None, (within, folder)):
                 place.claim()
@@ -336,7 +336,7 @@ class RunFolder:
             if self._fresh:
                 self._refuse_to_replace_a_run()
                 if (
-                    self.within and self._overwrite and self.path.name.startswith("0-")
+                    self.within and self._overwrite and self.path.name == FIRST_RUNG
                 ):  # the first rung: the whole curriculum is replaced
                     self.within.delete_rungs()
                 self.delete()

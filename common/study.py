@@ -67,20 +67,19 @@ def study_main(
         return 0
     if options.publish and options.only:
         raise BadInput("--only runs a part, and --publish would keep nothing else: leave one of them out")
-    run_dir, options.sweeps = options.run_dir or Path("runs") / options.preset, presets[options.preset]
+    run_dir = options.run_dir or Path("runs") / options.preset
     try:
         check_folder(run_dir)
     except OSError as error:
         raise BadInput(f"--run-dir {run_dir} cannot be written ({reason(error)})") from None
     try:
-        return _run(options, run_dir, published, here)
+        return _run(options, presets[options.preset], run_dir, published, here)
     except BadInput as error:  # a sweep calls its place by the name that its own command line has for it
         raise BadInput(str(error).replace("--folder", "--run-dir")) from None
 
 
-def _run(options: argparse.Namespace, run_dir: Path, published: Path, here: Path) -> int:
+def _run(options: argparse.Namespace, sweeps: Mapping[str, Sweep], run_dir: Path, published: Path, here: Path) -> int:
     """Run and gather, as the command line asks."""
-    sweeps = options.sweeps
     plans = dict(zip(sweeps, plan({run_dir / name: sweep for name, sweep in sweeps.items()}, here.parent)))
     chosen = [plans[name] for name in sweeps if not options.only or name in options.only]
     finished(list(plans.values()))  # refuses before anything is written

@@ -1,14 +1,19 @@
 """What the figures of studies share: means over seeds along a setting, shades for its values, one scale for the error."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from common.figures import robust_limits
-from common.study_data import ROLLOUTS, Study, curves
+from common.errors import BadInput
+from common.figures import figure_arguments, robust_limits, style, write_gif
+from common.results import module_of
+from common.study_data import ROLLOUTS, Study, curves, studies_in
+
+LAST_MS = 2500  # that the last frame of a GIF stays
 
 
 def shades(count: int) -> list[tuple]:
@@ -67,3 +72,26 @@ def about(study: Study, name: str) -> str:
         parts.append(f"{sweep['config']['train_sequences']:,} training sequences")
     seeds = sweep["varied"].get("seed", [])
     return " · ".join([*parts, f"preset {study.preset}", f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"])
+
+
+def study_gif(
+    argv: list[str] | None,
+    description: str,
+    here: Path,
+    shown: Callable[[Study], Collection],
+    animate: Callable[[Study], Iterator[np.ndarray]],
+    step_ms: int,
+) -> int:
+    """The whole of a script that draws a study's GIF; returns the exit code. Raises BadInput, also where there is nothing to be `shown`.
+
+    here: the study's folder. animate: its frames, uint8 (height, width, 3), each step_ms long.
+    """
+    options = figure_arguments(description.splitlines()[0], here, "the GIF", argv)
+    study = studies_in(here, options.run)[""]
+    if not shown(study):
+        raise BadInput(f"{options.run or here / 'measurements'}: no run is finished")
+    with style():
+        frames = list(animate(study))
+    milliseconds = [step_ms] * (len(frames) - 1) + [LAST_MS]
+    print(write_gif(options.out / f"{module_of(here.name)}.gif", frames, milliseconds))
+    return 0
