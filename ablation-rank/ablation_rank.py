@@ -68,10 +68,11 @@ TABLE = {
     ),
     "laptop-2000": (
         "",
-        "1,8,32,128",
+        "8,32,128",
         "0",
         {
             FLOOR: ("laptop", ""),
+            "parameter-noise": ("laptop", ""),
             "rank-space": ("laptop", ""),
             "rank-space-both": ("both", ""),
             "bptt-v": ("v-muon", ""),
