@@ -4,8 +4,9 @@
 
 Each rung changes one thing more, and all before it stay changed. The sizes are the brief's where the run starts as the brief does (T = 20,
 N = 2000, r = 32), else they grow by as much. A rung that an experiment has no setting for, or that the start has climbed already, is left
-out. A rung ends with its --iterations, or, with --patience P, at a plateau: P scores on the validation set in a row without a better one, and
-what is handed on are the parameters of the best.
+out. A rung ends with its --iterations, or, with --patience P, at a plateau: P scores on the validation set in a row without a better one since
+its first iteration. (Learning rates begin anew in each rung, whose first steps make it worse than what it took over.) What is handed on are
+the parameters of the best, which may be those that were taken over.
 
 Every rung is a run of its own, in a folder of its own in the run folder, and starts from the one before it (`--start-from`), so that what is
 predicted stays as it was where T, N, r or the leak grow. It knows the hash of the adapter that it began with: one that began with another than

@@ -93,6 +93,7 @@ class Training:
         self.seconds = 0.0  # of training, without data, scoring and figures
         self.validation = math.nan
         self.best: dict | None = None  # with --patience: iteration, validation and parameters of the best score so far
+        self.lowest: dict | None = None  # the same without parameters and without the score before the first iteration
         self.failed_in_a_row = 0  # iterations without a finite training loss
         self.begun_with: dict = {}  # code, torch and processor of the run's first start
         self.begun_from: dict | None = None  # of another run: singular values (r,) of its adapter, and its score here
@@ -254,7 +255,11 @@ class Training:
         """Score on the validation set, and remember the showcase predictions of this iteration for the GIF."""
         self.validation = self.score("validation").mse
         self.showcase.add(self.iteration, self.predict(self.showcase.input_TES))
-        if self.config.patience and (self.best is None or self.validation < self.best["validation"]):
+        if not self.config.patience:
+            return
+        if self.iteration and (self.lowest is None or self.validation < self.lowest["validation"]):
+            self.lowest = {"iteration": self.iteration, "validation": self.validation}
+        if self.best is None or self.validation < self.best["validation"]:
             kept = [tensor.detach().clone() for tensor in self.parameters()]
             self.best = {"iteration": self.iteration, "validation": self.validation, "parameters": kept}
             self.best["model"] = {name: tensor.detach().clone() for name, tensor in self.model().items()}
@@ -271,9 +276,10 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """All iterations are done, or --patience scores in a row have brought nothing better."""
+        """All iterations are done, or --patience scores in a row have brought nothing better. (Better than those since the first iteration: a run
+        that goes on from another takes large steps at first, and is worse for a while than what it began with.)"""
         config = self.config
-        waited = self.iteration - self.best["iteration"] if self.best else 0
+        waited = self.iteration - self.lowest["iteration"] if self.lowest else 0
         stalled = config.patience and waited >= config.patience * config.evaluate_every
         return self.iteration >= config.iterations or bool(stalled)
 
@@ -292,6 +298,7 @@ class Training:
             "seconds": self.seconds,
             "validation": self.validation,
             "best": self.best,
+            "lowest": self.lowest,
             "failed_in_a_row": self.failed_in_a_row,
             "begun_with": self.begun_with,
             "mixed": self.mixed,
@@ -326,7 +333,8 @@ class Training:
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.iteration, self.seconds, self.validation = state["iteration"], state["seconds"], state["validation"]
-        self.best, self.failed_in_a_row = state["best"], state["failed_in_a_row"]
+        self.best, self.lowest = state["best"], state.get("lowest")
+        self.failed_in_a_row = state["failed_in_a_row"]
         self.begun_with, self.mixed = state["begun_with"], state["mixed"]
         self.begun_from = state["begun_from"]
         self.u_Nr.copy_(state["u_Nr"])

@@ -42,7 +42,14 @@ from common.results import CURRICULUM, FIRST_RUNG
 
 SCHEMA = 1
 # Settings that came after there were runs, with the value that all runs before them had.
-ADDED = {"roll_in": 0.0}
+ADDED = {
+    "roll_in": 0.0,
+    "trains": "v",
+    "u_rate_ratio": 0.3,
+    "feedback_probes": 0,
+    "train_leak": "no",
+    "leak_rate": 1e-2,
+}
 DTYPES = ("float32", "float64", "float16")
 GPU_MEMORY_FOR_H200_PRESET = 40e9  # bytes
 

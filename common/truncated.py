@@ -299,7 +299,7 @@ class TruncatedTraining(ForwardTraining):
         learning = 2 if cls.rest_size(config) >= size else 1
         megabytes = {
             "the state of windows side by side": config.hidden_size * columns * element / 1e6,
-            "states and driving input of a tile": 2 * inputs * element / 1e6,
+            "states and driving input of a tile": 3 * inputs * element / 1e6,
             "the tiles' parts of the estimate": 2 * tiles * (2 * size + cls.rest_size(config)) * 4 / 1e6,
             "θ, its gradient and the optimiser's moments": (per_factor * learning + 2 - learning) * size * 4 / 1e6,
             "encoded sequences (on disk on a CPU)": sequences * (config.sequence_length + 1) * EMBEDDING * 4 / 1e6,

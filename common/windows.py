@@ -9,7 +9,8 @@ members need no second one of the opposite sign, for their group's mean loss is 
 All windows of a few sequences go side by side: G = (T / L)·B windows and M·G columns in the order (member, window, sequence). They
 share the M noise vectors (those of V). That leaves the mean of the estimate as it is; errors of different windows are then no longer independent, which
 matters as far as their gradients agree: not where these are mostly noise, by some tens of per cent of the variance early in a run. Hence
-`MOST_SHARING`. The first step's W0 h + U Vᵀh + Win z + b are known from the unperturbed run, the same for a whole group.
+`MOST_SHARING`. The first step's W0 h + U Vᵀh + Win z + b
+are known from the unperturbed run, the same for a whole group.
 """
 
 from collections.abc import Callable
@@ -37,14 +38,14 @@ def sequences_at_once(members: int, windows: int, size: int, dtype: torch.dtype,
 class Windows:
     """G windows of L steps, those of B sequences in the order (window, sequence).
 
-    state_LNG: the unperturbed parameters' state before each step. drive_LNG: Win z + b. target_LEG: what is to be predicted.
-    first_NG: the unperturbed parameters' W0 h + U Vᵀh + Win z + b in the first step.
+    state_LNG: the unperturbed parameters' state h before each step. inner_LNG: their W0 h + U Vᵀh + Win z + b in it. drive_LNG: Win z + b.
+    target_LEG: what is to be predicted.
     """
 
     state_LNG: Tensor
+    inner_LNG: Tensor
     drive_LNG: Tensor
     target_LEG: Tensor
-    first_NG: Tensor
 
     def of_sequences(self, sequences: int, first: int, count: int) -> "Windows":
         """The windows of `count` of the `sequences`, from the `first` on."""
@@ -55,19 +56,18 @@ class Windows:
         return self._map(lambda x: x[..., first : first + count])
 
     def _map(self, choose: Callable[[Tensor], Tensor]) -> "Windows":
-        return Windows(*(choose(x) for x in (self.state_LNG, self.drive_LNG, self.target_LEG, self.first_NG)))
+        return Windows(*(choose(x) for x in (self.state_LNG, self.inner_LNG, self.drive_LNG, self.target_LEG)))
 
 
 @torch.no_grad()
 def cut(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, drive_TNB: Tensor, target_TEB: Tensor, length: int) -> Windows:
     """Run the unperturbed parameters through B sequences and cut them into windows of `length` steps, which must divide T."""
     u_Nr, v_Nr = u_Nr.to(rollout.dtype), v_Nr.to(rollout.dtype)
-    state_TNB, first_WNB = torch.zeros_like(drive_TNB), []
+    state_TNB, inner_TNB = torch.zeros_like(drive_TNB), torch.empty_like(drive_TNB)
     for step, drive_NB in enumerate(drive_TNB):
         h_NB = state_TNB[step]
         x_NB = rollout.recurrent(h_NB).addmm_(u_Nr, v_Nr.T @ h_NB).add_(drive_NB)
-        if step % length == 0:
-            first_WNB.append(x_NB.clone())
+        inner_TNB[step] = x_NB
         if step + 1 < len(drive_TNB):
             torch.lerp(h_NB, x_NB.tanh_(), rollout.leak, out=state_TNB[step + 1])
 
@@ -75,9 +75,7 @@ def cut(rollout: Rollout, u_Nr: Tensor, v_Nr: Tensor, drive_TNB: Tensor, target_
         x_WLXB = x_TXB.unflatten(0, (-1, length))
         return x_WLXB.permute(1, 2, 0, 3).flatten(2)
 
-    return Windows(
-        windows(state_TNB), windows(drive_TNB), windows(target_TEB), torch.stack(first_WNB, dim=1).flatten(1)
-    )
+    return Windows(*(windows(x_TXB) for x_TXB in (state_TNB, inner_TNB, drive_TNB, target_TEB)))
 
 
 class GroupAdapter(Protocol):
@@ -113,7 +111,10 @@ def member_errors(
     members = kick_rMG.shape[1]
     # x + U kick for each group's x: one product, in which a group's columns choose it.
     own_GMG = torch.eye(groups, dtype=h_NG.dtype, device=h_NG.device)[:, None].expand(-1, members, -1)
-    left_NA, right_AC = torch.cat((adapter.u_Nr, windows.first_NG), dim=1), torch.cat((kick_rMG, own_GMG)).flatten(1)
+    left_NA, right_AC = (
+        torch.cat((adapter.u_Nr, windows.inner_LNG[0]), dim=1),
+        torch.cat((kick_rMG, own_GMG)).flatten(1),
+    )
     y_NC = (left_NA @ right_AC).tanh_()
     weight_EN, bias_E1 = weight_EN.to(rollout.dtype), bias_E.to(rollout.dtype)[:, None]
     # Of (1 − α) h + α y the first part is the same for a group. α is a number, or one of each unit: then it goes to the weights.

@@ -166,9 +166,9 @@ class Minibatch:
             some = slice(first, first + PROBED_SEQUENCES)
             drive_TNB, target_TEB = self.rollout.drive(self.input_TEB[:, :, some]), self.target_TEB[:, :, some]
             windows = cut(self.rollout, self.u_Nr, self.v_Nr, drive_TNB, target_TEB, 1)
-            for group in range(0, windows.first_NG.shape[1], PROBED_WINDOWS):
+            for group in range(0, windows.state_LNG.shape[2], PROBED_WINDOWS):
                 here = windows.groups(group, PROBED_WINDOWS)
-                sign_1rMG = torch.ones(1, self.rank, self.rank, here.first_NG.shape[1], device=sum_Nr.device)
+                sign_1rMG = torch.ones(1, self.rank, self.rank, here.state_LNG.shape[2], device=sum_Nr.device)
                 kick_1rMG = torch.cat((torch.zeros_like(sign_1rMG[:, :, :1]), 0.01 * sign_1rMG), dim=2)
                 error_1MG = member_errors(self.rollout, ActivityNoise(self.u_Nr, self.v_Nr, kick_1rMG), here, *decoder)
                 q_1rG = activity_gradients(sign_1rMG, error_1MG[:, 1:] - error_1MG[:, :1], 0.01)

@@ -21,9 +21,7 @@ Start: `python rank_space_es.py --seed 0`, or the same program on every GPU of a
 add up the tiles' parts of ĝ in their order, so that any number of ranks ends in the same bits.
 """
 
-import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,14 +35,13 @@ from common.activity_noise import (
     activity_gradients,
     credited,
     full_set,
-    probed_readout,
 )
 from common.decoder import make_decoder
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
+from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, require_feedback
 from common.laws import inflated_cosine
-from common.leak import LeakSettings
 from common.problem import CURRICULUM, FIFTY_FRAMES, FREE_LEAK, HUNDRED_FRAMES, TWO_DIGITS, Problem, ProblemSettings
 from common.roll_in import extra_passes
 from common.rollout import Rollout, columns_per_tile
@@ -54,7 +51,6 @@ from common.truncated import (
     TilePart,
     Tiling,
     TruncatedSettings,
-    TruncatedTraining,
     require_windows,
     start_adapter,
 )
@@ -67,7 +63,7 @@ MOST_NUMBERS = 2**31  # in the states and in the noise of a tile
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, TruncatedSettings, LeakSettings, RunSettings):
+class Config(ProblemSettings, TruncatedSettings, FeedbackSettings, RunSettings):
     """Problem, decoder, V's training and run folder come from common; what is listed here is this experiment's own."""
 
     window: int = setting(
@@ -78,12 +74,6 @@ class Config(ProblemSettings, TruncatedSettings, LeakSettings, RunSettings):
     discount: float = setting(
         1.0, "γ, by which a step's error counts less for the noise one step before", least=0, most=1
     )
-    trains: str = setting("v", "V alone; or U too, by feedback of the next prediction's error", choices=("v", "both"))
-    feedback_probes: int = setting(
-        0, "forward passes through the readout, an iteration, that tell U and α the way back; 0: Wout is read backwards",
-        least=0, most=2**17,
-    )  # fmt: skip
-    u_rate_ratio: float = setting(0.3, "learning rate of U as a multiple of --learning-rate", above=0, most=1e6)
     sigma: float = setting(0.01, "σ, size of the noise in each of the r activities", above=0, most=1000)
     fitness_shaping: str = setting(
         "raw", "differences of errors as they are, or divided by their standard deviation in a window", choices=SHAPINGS
@@ -155,27 +145,7 @@ def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     require_windows(config)
-    if config.trains == "both" and config.window != 1:
-        raise BadInput(
-            f"--trains both needs --window 1: U is credited for the next prediction only, not for {config.window} steps"
-        )
-    if config.train_leak != "no" and config.window != 1:
-        raise BadInput(
-            f"--train-leak needs --window 1: α is credited for the next prediction only, not for {config.window} steps"
-        )
-    if config.trains == "v" and config.u_rate_ratio != Config.u_rate_ratio:
-        raise BadInput("--u-rate-ratio is about U, which --trains v does not train")
-    if config.feedback_probes and not has_feedback(config):
-        raise BadInput("--feedback-probes needs something that learns by feedback: --trains both, or --train-leak")
-    if config.feedback_probes > full_set(config.hidden_size):
-        raise BadInput(
-            f"--feedback-probes {config.feedback_probes:,} are more than there are orthogonal ones in {config.hidden_size:,} dimensions "
-            f"(--hidden-size): at most {full_set(config.hidden_size):,}"
-        )
-    if config.feedback_probes * config.hidden_size > MOST_NUMBERS:
-        raise BadInput(
-            f"--feedback-probes {config.feedback_probes:,} of {config.hidden_size:,} units (--hidden-size) are more than {MOST_NUMBERS:,} numbers"
-        )
+    require_feedback(config)
     dimensions = config.window * config.rank
     if dimensions == 1 and config.noise == "orthogonal":
         raise BadInput("--noise orthogonal needs more than one dimension (--window times --rank): choose independent")
@@ -198,11 +168,6 @@ def parse_arguments(argv: list[str] | None):
 
 
 # --- The estimate ----------------------------------------------------------------------------------------------------
-
-
-def has_feedback(config: Config) -> bool:
-    """Whether anything learns along the gradient of the next prediction's error."""
-    return config.trains == "both" or config.train_leak != "no"
 
 
 def groups_at_once(config: Config, device_type: str) -> int:
@@ -233,24 +198,6 @@ def probe(
     return q_LrG, error_LMG[:, 1:].mean(dim=(0, 1))
 
 
-@torch.no_grad()
-def feedback(
-    rollout: Rollout, v_Nr: Tensor, windows: Windows, decoder: tuple[Tensor, Tensor], back_EN: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the next prediction's mean squared error in windows of one step: δ (N, G) and p = Vᵀh (r, G), of which ∂/∂U is Σ_g δ_g p_gᵀ, and
-    ∂/∂α of each unit (N, G); float32. With λ = (2/128) Bᵀe and y = tanh(x)
-
-        δ = α (1 − y²) ⊙ λ        ∂/∂α = (y − h) ⊙ λ
-
-    back_EN: B, which is Wout or what is known of it. Nothing goes back through time or W0; but the error e goes back to every unit."""
-    weight_EN, bias_E = decoder
-    h_NG, y_NG = windows.state_LNG[0].to(torch.float32), windows.first_NG.tanh().to(torch.float32)
-    leak = rollout.leak.to(torch.float32) if isinstance(rollout.leak, Tensor) else rollout.leak
-    error_EG = torch.addmm(bias_E[:, None], weight_EN, h_NG.lerp(y_NG, leak)) - windows.target_LEG[0]
-    lambda_NG = (back_EN.T @ error_EG).mul_(2 / EMBEDDING)
-    return (1 - y_NG.square()).mul_(lambda_NG).mul_(leak), v_Nr.to(torch.float32).T @ h_NG, lambda_NG * (y_NG - h_NG)
-
-
 def sum_windows(
     config: Config,
     rollout: Rollout,
@@ -266,7 +213,6 @@ def sum_windows(
     and α's gradient, if they do; their losses, how many windows count, and how many there are: real_G bool (G,) says which are no padding."""
     device = real_G.device
     sum_Nr, rest = torch.zeros(u_Nr.shape, device=device), torch.zeros(Training.rest_size(config), device=device)
-    sum_u_Nr, sum_leak_X1 = parts_of(rest, config)
     totals_3, at_once = torch.zeros(3, dtype=torch.float64, device=device), groups_at_once(config, device.type)
     # A single step from the zero state is none that V has a part in.
     start = len(real_G) // config.sequence_length if config.window == 1 else 0
@@ -276,30 +222,16 @@ def sum_windows(
         counts_G = real_G[here] & q_LrG.isfinite().all(dim=1).all(dim=0) & loss_G.isfinite()
         h_LNG = some.state_LNG.to(torch.float32).masked_fill(~counts_G, 0)
         sum_Nr += torch.einsum("lng,lrg->nr", h_LNG, q_LrG.to(torch.float32).masked_fill(~counts_G, 0))
-        if has_feedback(config):
-            delta_NG, p_rG, of_leak_NG = (
-                x.masked_fill(~counts_G, 0) for x in feedback(rollout, v_Nr, some, decoder, back_EN)
-            )
-            if sum_u_Nr is not None:
-                sum_u_Nr += delta_NG @ p_rG.T
-            if sum_leak_X1 is not None:
-                sum_leak_X1 += of_leak_NG.sum_to_size(*sum_leak_X1.shape)
+        add_feedback(rest, config, rollout, v_Nr, some, counts_G, decoder, back_EN)
         loss = loss_G.masked_fill(~counts_G, 0).sum()
         totals_3 += torch.stack((loss, counts_G.sum(), real_G[here].sum()))
     return sum_Nr, rest, *totals_3
 
 
-def parts_of(rest: Tensor, config: Config) -> tuple[Tensor | None, Tensor | None]:
-    """U's part (N, r) and α's (1, 1) or (N, 1) of what learns by feedback; None for what does not."""
-    shape = (config.hidden_size, config.rank)
-    size = math.prod(shape) if config.trains == "both" else 0
-    return rest[:size].view(shape) if size else None, rest[size:, None] if len(rest) > size else None
-
-
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
-class Training(TruncatedTraining):
+class Training(FeedbackTraining):
     """V under evolution strategies in its activities, the decoder by ordinary supervision."""
 
     label = "rank-space ES"
@@ -307,14 +239,6 @@ class Training(TruncatedTraining):
     def __init__(self, config: Config, problem: Problem, embeddings, workers: Workers):
         super().__init__(config, problem, embeddings, workers)
         self.signs = Training.signs_of(config)
-
-    def learning(self) -> dict[str, Tensor]:
-        return {"v": self.v_Nr, "u": self.u_Nr} if self.config.trains == "both" else {"v": self.v_Nr}
-
-    @staticmethod
-    def rest_size(config: Config) -> int:
-        of_leak = {"no": 0, "scalar": 1, "per-unit": config.hidden_size}[config.train_leak]
-        return of_leak + (config.hidden_size * config.rank if config.trains == "both" else 0)
 
     @staticmethod
     def signs_of(config: Config) -> ActivitySigns:
@@ -324,11 +248,6 @@ class Training(TruncatedTraining):
     def tiling_of(config: Config, workers: Workers) -> Tiling:
         """A window has noise of its own: what goes side by side does not matter to the estimate."""
         return Tiling.of(config.batch_size, SIDE_BY_SIDE)
-
-    def before_tiles(self, iteration: int, decoder: tuple[Tensor, Tensor]) -> None:
-        self.back_EN, probes = decoder[0], self.config.feedback_probes
-        if probes:
-            self.back_EN = probed_readout(self.config.seed, iteration, self.back_EN, probes)
 
     def tile(self, tile: int, iteration: int, decoder: tuple[Tensor, Tensor]) -> TilePart:
         """Σ over its windows and their steps of h q̂ᵀ; as the rest, what learns by feedback."""
@@ -349,13 +268,6 @@ class Training(TruncatedTraining):
             sum_Nr / self.scale if raw else sum_Nr, loss / self.scale, counting, real, rest=rest / self.scale
         )
 
-    def other_gradients(self, rest: Tensor) -> dict[str, tuple[Tensor, float]]:
-        grad_u_Nr, _ = parts_of(rest, self.config)
-        return {} if grad_u_Nr is None else {"u": (grad_u_Nr, self.config.u_rate_ratio)}
-
-    def leak_gradient(self, rest: Tensor) -> Tensor:
-        return parts_of(rest, self.config)[1]
-
     def unit(self) -> float:
         return self.config.window
 
@@ -363,14 +275,10 @@ class Training(TruncatedTraining):
     def derived(cls, config: Config, workers: Workers) -> dict:
         return {**super().derived(config, workers), "windows_at_once": groups_at_once(config, workers.device.type)}
 
-    def control(self) -> Callable[[Tensor], Tensor]:
-        return self.shuffled("u" if self.config.trains == "both" else "v")
-
     @staticmethod
     def rollouts_per_iteration(config: Config) -> int:
-        """A probe of the readout counts a step."""
         passes = config.probes + 1 + extra_passes(config)
-        return config.batch_size * passes + -(-config.feedback_probes // config.sequence_length)
+        return config.batch_size * passes + Training.feedback_rollouts(config)
 
     @staticmethod
     def law(config: Config, batch_noise: float) -> float:
@@ -399,11 +307,6 @@ class Training(TruncatedTraining):
             f"{config.probes} probes in {config.window * config.rank:,} dimensions, {config.batch_size:,} sequences: cosine of at most "
             f"{Training.law(config, 1.0):.3f} to the truncated gradient, by the law; less, the more sequences differ",
             *Training.cost_lines(config, workers, at_once * (config.probes + 1), min(seconds), rollout, decoder),
-            *(
-                [f"probes of the readout: {2 * config.feedback_probes * config.hidden_size * 4 / 1e6:,.1f} MB"]
-                if config.feedback_probes
-                else []
-            ),
         ]
 
 

@@ -63,7 +63,11 @@ flags = functools.partial(flags_of, SMALL)
 @pytest.fixture(scope="module")
 def experiment(request):
     """SCRIPT as a module."""
-    path = request.module.SCRIPT
+    return experiment_at(request.module.SCRIPT)
+
+
+def experiment_at(path: Path):
+    """The script of an experiment as a module."""
     specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
     sys.modules[path.stem] = module

@@ -318,15 +318,10 @@ VALUES = [
         ["--probes 3", "2 dimensions", "at most 2, or --noise independent"],
         types_it=True,
     ),
-    Row(
-        "credit for U beyond the next step",
-        RANK,
-        "--trains both --window 3",
-        ["--trains both needs --window 1"],
-        types_it=True,
-    ),
     Row("feedback for nothing that learns by it", RANK, "--feedback-probes 2", ["--feedback-probes", "--trains both"]),
-    Row("credit for α beyond the next step", RANK, "--train-leak scalar --window 3", ["--train-leak needs --window 1"]),
+    Row(
+        "feedback for a V alone", TRUNCATED, "--feedback-probes 2", ["--feedback-probes", "--train-leak"], types_it=True
+    ),
     Row(
         "a leak of a network without one",
         BPTT,

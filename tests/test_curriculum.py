@@ -181,6 +181,21 @@ def test_a_rung_ends_at_a_plateau_and_hands_on_its_best(experiment, climb, tmp_p
     )
 
 
+def test_what_a_new_start_costs_is_no_plateau(experiment, climb, tmp_path, monkeypatch):
+    """The first steps of a rung are large: worse than what it began with, it gets better for three scores before the plateau comes."""
+    score, scores = experiment.Training.score, [0.5, 0.9, 0.8, 0.7, 0.95, 0.96, 0.4]
+
+    def told(training, split):
+        got = score(training, split)
+        if split != "validation":
+            return got
+        return dataclasses.replace(got, by_frame_T=torch.full_like(got.by_frame_T, scores[training.iteration]))
+
+    monkeypatch.setattr(experiment.Training, "score", told)
+    lines = log(climb(tmp_path, iterations=50, patience=2))
+    assert [(line["iterations"], line["best_iteration"]) for line in lines] == [(5, 0)] * len(FOLDERS)
+
+
 # --- Stopped, killed, resumed ----------------------------------------------------------------------------------------
 
 
@@ -393,7 +408,7 @@ def test_other_experiments_climb_what_they_can(tmp_path, slug, more, rungs):
         (["--evaluate"], {}, "--evaluate scores one run"),
         ([], {"hidden_size": 40, "grown_from": 32}, "--grown-from is a rung"),
         ([], {"rank": 32, "hidden_size": 32, "probes": 32}, None),
-        ([], {"window": 2, "trains": "v"}, "rung 6 (one α learns): --train-leak needs --window 1"),
+        ([], {"window": 4}, "rung 2 (T = 10): --window must divide --sequence-length"),
         ([], {"start_from": "nowhere"}, "--start-from nowhere"),
         (["--dry-run"], {"start_from": "nowhere"}, "--start-from nowhere"),
     ],

@@ -86,6 +86,7 @@ def test_an_estimate_is_what_its_members_make_by_hand(training_of, window, shapi
 def test_halves_are_the_even_and_the_odd_tiles(training_of):
     training = training_of()
     decoder = training.decoder.frozen_copy()
+    training.before_tiles(1, decoder)
     rows = [training._tile(tile, 1, decoder)[:-3].view(2, 48, 2) for tile in range(4)]
     assert all(not row[1 - tile % 2].any() and row[tile % 2].any() for tile, row in enumerate(rows))
     halves, *_ = training._estimate(1, decoder)

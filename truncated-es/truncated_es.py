@@ -33,6 +33,7 @@ from common.decoder import make_decoder
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
+from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, require_feedback
 from common.laws import grouped_cosine, rank_one_dimensions
 from common.problem import FREE_LEAK, Problem, ProblemSettings
 from common.roll_in import extra_passes
@@ -43,7 +44,6 @@ from common.truncated import (
     TilePart,
     Tiling,
     TruncatedSettings,
-    TruncatedTraining,
     require_windows,
     start_adapter,
 )
@@ -55,7 +55,7 @@ MOST_COLUMNS = 2**16  # of a sequence's windows and members
 
 
 @dataclass(frozen=True)
-class Config(ProblemSettings, TruncatedSettings, RunSettings):
+class Config(ProblemSettings, TruncatedSettings, FeedbackSettings, RunSettings):
     """Problem, decoder, V's training and run folder come from common; what is listed here is this experiment's own."""
 
     window: int = setting(4, "L, steps that a member runs; must divide --sequence-length", least=1, most=10**6)
@@ -70,6 +70,9 @@ LAPTOP = dict(
     iterations=1200, learning_rate=2e-3, evaluate_every=20,
     decoder="ridge", decoder_batch_size=32, decoder_warmup=100, decoder_steps=1,
 )  # fmt: skip
+# Both factors learn at one rate, from where neither is large.
+BOTH = dict(trains="both", u_scale=0.2, u_rate_ratio=1.0, sigma=0.0075, optimizer="muon", learning_rate=5e-3)
+BRIEF = dict(train_sequences=50_000, decoder_memory=10_000.0, evaluate_every=100)
 PRESETS = {
     # Seconds, for tests: every part runs.
     "smoke": dict(
@@ -81,15 +84,15 @@ PRESETS = {
     "laptop": LAPTOP,
     # The same with other windows; the last is a whole sequence: what truncation costs and brings.
     **{f"window-{steps}": {**LAPTOP, "window": steps} for steps in (1, 2, 10, 20)},
+    # U as well, by what a full set of forward passes tells of the readout.
+    "both": {**LAPTOP, **BOTH, "feedback_probes": 2048},
     # The brief's problem on a laptop in an hour, without a shortage of data.
-    "brief": {
-        **LAPTOP, "iterations": 16_000, "learning_rate": 1.5e-3, "train_sequences": 50_000, "decoder_memory": 10_000.0,
-        "evaluate_every": 100,
-    },
-    # For GPUs; not run yet.
+    "brief": {**LAPTOP, **BRIEF, "iterations": 16_000, "learning_rate": 1.5e-3},
+    "brief-both": {**LAPTOP, **BRIEF, **BOTH, "feedback_probes": 2048, "iterations": 6000, "learning_rate": 4e-3},
+    # For GPUs; not run yet. Both factors.
     "h200": {
-        **LAPTOP, "iterations": 10_000, "batch_size": 512, "train_sequences": 1_000_000, "decoder_batch_size": 256,
-        "decoder_memory": 30_000.0, "evaluate_every": 100,
+        **LAPTOP, **BOTH, "feedback_probes": 2048, "iterations": 10_000, "batch_size": 512, "learning_rate": 4e-3,
+        "train_sequences": 1_000_000, "decoder_batch_size": 256, "decoder_memory": 30_000.0, "evaluate_every": 100,
     },
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),
@@ -100,6 +103,7 @@ def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     require_windows(config)
+    require_feedback(config)
     columns = config.members * config.sequence_length // config.window
     if columns > MOST_COLUMNS:
         raise BadInput(
@@ -112,7 +116,7 @@ def parse_arguments(argv: list[str] | None):
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
-class Training(TruncatedTraining):
+class Training(FeedbackTraining):
     """V under truncated evolution strategies, the decoder by ordinary supervision."""
 
     label = "truncated ES"
@@ -135,6 +139,7 @@ class Training(TruncatedTraining):
         u_Nr, v_Nr = self.u_Nr.to(self.rollout.dtype), self.v_Nr.to(self.rollout.dtype)
         windows = cut(self.rollout, u_Nr, v_Nr, self.rollout.drive(input_TEB), target_TEB, config.window)
         sum_Nr, totals_3 = torch.zeros_like(self.v_Nr), torch.zeros(3, dtype=torch.float64, device=device)
+        rest = torch.zeros(Training.rest_size(config), device=device)
         for first in range(0, tiling.tile, tiling.at_once):
             some = windows.of_sequences(tiling.tile, first, tiling.at_once)
             real_G = real_B[first : first + tiling.at_once].repeat(config.sequence_length // config.window)
@@ -149,16 +154,18 @@ class Training(TruncatedTraining):
             weight_MG = weight_MG.masked_fill(~counts_G, 0)
             _, _, _, _, c_MN, d_Mr = (factor.to(torch.float32) for factor in adapter.factors())
             sum_Nr += weighted_noise(some, weight_MG, c_MN, d_Mr)
+            add_feedback(rest, config, self.rollout, v_Nr, some, counts_G, decoder, self.back_EN)
             loss = loss_MG.mean(dim=0).masked_fill(~counts_G, 0).sum()
             totals_3 += torch.stack((loss, counts_G.sum(), real_G.sum()))
-        return TilePart(sum_Nr, *totals_3)
+        # What is summed is divided by V's unit; a prediction's gradient is to be the mean over all.
+        return TilePart(sum_Nr, *totals_3, rest=rest * (self.unit() / config.window / self.scale))
 
     def unit(self) -> float:
         return self.config.members * (self.config.sigma if self.config.fitness_shaping == "raw" else 1)
 
     @staticmethod
     def rollouts_per_iteration(config: Config) -> int:
-        return config.batch_size * (config.members + 1 + extra_passes(config))
+        return config.batch_size * (config.members + 1 + extra_passes(config)) + Training.feedback_rollouts(config)
 
     @staticmethod
     def dimensions(config: Config) -> int:
@@ -179,14 +186,17 @@ class Training(TruncatedTraining):
         z_TEB = torch.ones(config.sequence_length, EMBEDDING, tiling.tile, device=workers.device)
         decoder = make_decoder(config, config.hidden_size, workers.device).frozen_copy()
         ids_M, seconds = torch.arange(config.members, device=workers.device), []
+        rest = torch.zeros(Training.rest_size(config), device=workers.device)
         for _ in range(3):
             started = time.perf_counter()
             windows = cut(rollout, u_Nr, v_Nr, rollout.drive(z_TEB), z_TEB, config.window)
             for first in range(0, tiling.tile, tiling.at_once):
                 some = windows.of_sequences(tiling.tile, first, tiling.at_once)
                 adapter = noise.adapter(u_Nr, v_Nr, 1, ids_M, config.sigma)
-                weight_MG, _ = group_weights(member_errors(rollout, adapter, some, *decoder).sum(dim=0))
-                weighted_noise(some, weight_MG, *noise.draw(1, ids_M)[2:]).sum().item()  # on a GPU: wait for it
+                weight_MG, counts_G = group_weights(member_errors(rollout, adapter, some, *decoder).sum(dim=0))
+                sum_Nr = weighted_noise(some, weight_MG, *noise.draw(1, ids_M)[2:])
+                add_feedback(rest, config, rollout, v_Nr, some, counts_G, decoder, decoder[0])
+                (sum_Nr.sum() + rest.sum()).item()  # on a GPU: wait for it
             seconds.append(time.perf_counter() - started)
         columns = config.members * config.sequence_length // config.window * tiling.at_once
         return [
