@@ -14,14 +14,13 @@ the rung before has now is run anew. `curriculum.json` in the run folder has a l
 """
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import BadInput
 from common.files import write_json
-from common.results import CURRICULUM, FIRST_RUNG, evenly, read_result
+from common.results import CURRICULUM, FIRST_RUNG, evenly, read_result, scores_in
 from common.run import RunFolder, load_checkpoint
 
 CURVE_POINTS = 60
@@ -118,10 +117,8 @@ class Log:
     def add(self, number: int) -> None:
         """Write down that a rung is finished."""
         rung, folder = self.rungs[number], self.folder(number).path
-        result, curve = read_result(folder / "results.json"), []
-        for line in map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-            if line.get("validation_mse") is not None:
-                curve.append([line[key] for key in ("iteration", "rollouts", "wallclock_s", "validation_mse")])
+        result = read_result(folder / "results.json")
+        curve = list(map(list, scores_in((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())))
         ended = "budget" if result["iterations"] >= rung.config.iterations else "plateau"
         kept = {key: result[key] for key in KEPT if key in result}
         line = {"name": rung.name, "folder": rung.folder, "ended": ended, **kept, "curve": evenly(curve, CURVE_POINTS)}

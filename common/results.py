@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.errors import BadInput
@@ -233,6 +234,20 @@ def changed_settings(saved: dict, other: dict) -> list[str]:
 
 
 # --- Publishing ------------------------------------------------------------------------------------------------------
+
+
+def scores_in(lines: Iterable[str]) -> Iterator[tuple[int, int, float, float]]:
+    """(iteration, rollouts, seconds, validation MSE) of those lines of a metrics.jsonl, or of a committed history, that have a score.
+
+    Raises BadInput naming the first line that is no metrics line with its cost."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if row.get("validation_mse") is not None:
+                score, seconds = float(row["validation_mse"]), float(row["wallclock_s"])
+                yield int(row["iteration"]), int(row["rollouts"]), seconds, score
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+            raise BadInput(f"line {number} is not a metrics line with its cost") from None
 
 
 def evenly(items: list, count: int) -> list:

@@ -38,6 +38,7 @@ from common.results import (
     place,
     read_curriculum,
     run_name,
+    scores_in,
     stubs,
     studies,
 )
@@ -567,15 +568,12 @@ def _evaluations(result: dict, root: Path) -> list[Evaluation]:
     Here and not by figures.read_history, as a check of the page need not wait for matplotlib.
     """
     path, content = _committed(result, ".history.jsonl", root)
-    found = {}
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if row.get("validation_mse") is not None:
-                values = (float(row[key]) for key in ("validation_mse", "rollouts", "wallclock_s"))
-                found[int(row["iteration"])] = Evaluation(*values)
-        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-            raise BadInput(f"{path}: line {number} is not a metrics line with its cost") from None
+    try:
+        found = {
+            i: Evaluation(score, rollouts, seconds) for i, rollouts, seconds, score in scores_in(content.splitlines())
+        }
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     return [found[iteration] for iteration in sorted(found)]
 
 

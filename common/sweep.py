@@ -46,7 +46,7 @@ from tqdm import tqdm
 from common.contract import ask
 from common.errors import BadInput, Parser, folder, reason, run_main
 from common.files import require_writable, write_json
-from common.results import ROOT, changed_settings, module_of, stubs
+from common.results import ROOT, changed_settings, module_of, scores_in, stubs
 from common.stop import Interrupted
 
 KEPT = (
@@ -213,16 +213,14 @@ def result_of(run: Run) -> dict | None:
 
 def row_of(run: Run, result: dict, shared: dict) -> dict:
     """A finished run's row of sweep.json. shared: what of its configuration stands there once. Raises BadInput for a damaged file."""
-    curve, values = [], []
+    values = []
     try:
-        for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            metrics = json.loads(line)
-            if metrics.get("validation_mse") is not None:
-                curve.append([metrics["rollouts"], round(metrics["wallclock_s"], 2), metrics["validation_mse"]])
+        lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        curve = [[rollouts, round(seconds, 2), score] for _, rollouts, seconds, score in scores_in(lines)]
         with np.load(run.folder / "figures.npz", allow_pickle=False) as arrays:
             if "singular_values_final" in arrays.files:
                 values = [round(float(value), 6) for value in arrays["singular_values_final"] if np.isfinite(value)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"--folder: {run.folder} has a damaged metrics.jsonl or figures.npz ({reason(error)})") from None
     own = {name: value for name, value in run.config.items() if name not in shared}
     kept = {name: result[name] for name in KEPT if name in result}
