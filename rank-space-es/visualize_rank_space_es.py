@@ -1,9 +1,9 @@
-"""Draw a saved run of rank_space_es: three figures in viz/, or up to seven (see below). Reads files only, never trains.
+"""Draw a saved run of rank_space_es: three figures in viz/, or up to eight (see below). Reads files only, never trains.
 
 python visualize_rank_space_es.py                              # the committed results, laptop preset, seed 0
 python visualize_rank_space_es.py --run runs/laptop-seed0 --out /some/folder
 
-The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon), a
+The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon), leaks where they learn, a
 curriculum where the run is a rung of one, and of the committed results the committed ones. The figure of errors by cost is not of one run: it is drawn from the committed results, of other experiments too.
 """
 

@@ -1,10 +1,10 @@
-"""Draw a saved run of truncated_es: three figures in viz/, or up to six (see below). Reads files only, never trains.
+"""Draw a saved run of truncated_es: three figures in viz/, or up to eight (see below). Reads files only, never trains.
 
 python visualize_truncated_es.py                               # the committed results, laptop preset, seed 0
 python visualize_truncated_es.py --run runs/laptop-seed0 --out /some/folder
 
-The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon). The
-figure of errors by window is not of one run: it is drawn from the committed results.
+The cosine to the gradient is drawn where the run measured it, errors in closed loop where it has them (--horizon), leaks where they learn, a
+curriculum where the run is a rung of one. The figure of errors by window is not of one run: it is drawn from the committed results.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from common.curriculum_figures import curriculum, read_curricula
 from common.errors import BadInput, run_main
 from common.figures import (
     GREEN,
@@ -37,7 +38,7 @@ from common.figures import (
     style,
 )
 from common.results import changed_settings, run_name
-from common.run_figures import SHAPES, adapter_spectra, closed_loop_error, prediction_vs_target
+from common.run_figures import SHAPES, adapter_spectra, closed_loop_error, leaks, prediction_vs_target
 from common.truncated_figures import comparable, cosine_to_gradient, machine_of, read_results, training_curves
 
 HERE = Path(__file__).resolve().parent
@@ -150,9 +151,11 @@ def main(argv: list[str] | None = None) -> int:
             "training_curves": training_curves(run, sizes(run)),
             "prediction_vs_target": prediction_vs_target(run),
             "closed_loop_error": closed_loop_error(run),
+            "leaks": leaks(run),
             "adapter_spectra": adapter_spectra(run),
             "cosine_to_gradient": cosine_to_gradient(run, sizes(run)),
             "error_by_window": error_by_window(results, backpropagation),
+            "curriculum": curriculum(read_curricula(options.run, COMMITTED.parents[1]), "truncated ES"),
         }
         save_figures(figures, options.out / "viz")
     return 0
