@@ -70,7 +70,7 @@ TABLE = {
     "laptop": (
         "hidden-size=256 train-sequences=2000 validation-sequences=500 test-sequences=1000 batch-size=16",
         {
-            "size": "256,500,1000,2000,5000", "in-degree": "5,50,200", "gain": "0.5,0.8,1.0,1.2", "length": "20,50",
+            "size": "256,500,1000,2000,5000", "in-degree": "5,50,200", "gain": "0.5,0.8,1.0,1.2", "length": "20,50,100",
             "digits": "1,2", "leak": LEAKS, "roll-in": ROLL_INS, "encoder": "0,1,2,3,4", "data": "0,1,2,3,4",
         },
         "0,1,2",
