@@ -25,6 +25,7 @@ from common.philox import Purpose, signs
 from common.rollout import SharedAdapter
 
 KINDS = ("orthogonal", "independent")
+CPU = torch.device("cpu")
 
 
 def full_set(dimensions: int) -> int:
@@ -32,13 +33,14 @@ def full_set(dimensions: int) -> int:
     return 1 << (dimensions - 1).bit_length()
 
 
-@lru_cache
-def hadamard_rows(members: int, dimensions: int) -> Tensor:
-    """First M rows and D columns of the Hadamard matrix of the least power of two that has them, float32 ±1 (M, D): Sylvester's.
+@lru_cache(maxsize=16)
+def hadamard_rows(members: int, dimensions: int, device: torch.device = CPU) -> Tensor:
+    """First M rows and D columns of the Hadamard matrix of the least power of two that has them, float32 ±1 (M, D): Sylvester's. Kept: not to be
+    written to.
 
     Its rows below a power of two repeat their columns with that period, so that no more than M by M of it is ever formed.
     """
-    rows = torch.ones(1, 1)
+    rows = torch.ones(1, 1, device=device)
     while len(rows) < members:
         rows = torch.cat((torch.cat((rows, rows), dim=1), torch.cat((rows, -rows), dim=1)))
     return rows[:members].repeat(1, -(-dimensions // len(rows)))[:, :dimensions].contiguous()
@@ -64,7 +66,7 @@ class ActivitySigns:
         sign_GX = signs(self.seed, Purpose.NOISE, (ids_G, iteration), drawn, ids_G.device)
         sign_DMG = sign_GX.T.reshape(self.dimensions, -1, len(ids_G))
         if self.kind == "orthogonal":
-            sign_DMG = hadamard_rows(self.members, self.dimensions).to(ids_G.device).T[:, :, None] * sign_DMG
+            sign_DMG = hadamard_rows(self.members, self.dimensions, ids_G.device).T[:, :, None] * sign_DMG
         return sign_DMG.unflatten(0, (self.length, self.rank))
 
     def inflation(self) -> float:
@@ -116,6 +118,6 @@ def probed_readout(seed: int, iteration: int, weight_EN: Tensor, probes: int) ->
     arXiv:1906.00889). Unbiased; exact but for rounding where M is the least power of two ≥ N, for a readout is linear."""
     size = weight_EN.shape[1]
     sign_1N = signs(seed, Purpose.FEEDBACK, (torch.zeros(1, dtype=torch.int64), iteration), size, weight_EN.device)
-    probe_MN = hadamard_rows(probes, size).to(weight_EN.device) * sign_1N
+    probe_MN = hadamard_rows(probes, size, weight_EN.device) * sign_1N
     response_EM = weight_EN @ probe_MN.T
     return (response_EM @ probe_MN).div_(probes)

@@ -88,7 +88,7 @@ PRESETS = {
     "both": {**LAPTOP, **BOTH, "feedback_probes": 2048},
     # The brief's problem on a laptop in an hour, without a shortage of data.
     "brief": {**LAPTOP, **BRIEF, "iterations": 16_000, "learning_rate": 1.5e-3},
-    "brief-both": {**LAPTOP, **BRIEF, **BOTH, "feedback_probes": 2048, "iterations": 6000, "learning_rate": 4e-3},
+    "brief-both": {**LAPTOP, **BRIEF, **BOTH, "feedback_probes": 2048, "iterations": 4000, "learning_rate": 4e-3},
     # For GPUs; not run yet. Both factors.
     "h200": {
         **LAPTOP, **BOTH, "feedback_probes": 2048, "iterations": 10_000, "batch_size": 512, "learning_rate": 4e-3,
