@@ -17,7 +17,7 @@ from common.activity_noise import (
     probed_readout,
 )
 from common.encoder import EMBEDDING
-from common.windows import member_errors
+from common.windows import Windows, member_errors
 
 # --- The signs -------------------------------------------------------------------------------------------------------
 
@@ -164,12 +164,14 @@ def test_few_probes_have_it_in_expectation(discount):
 
     drive = net.rollout.drive(net.z)
     first = reservoir.dense() @ h + net.u @ (net.v.T @ h) + drive[0]
-    from common.windows import Windows
-
-    windows = Windows(
-        h.expand(length, N, 1).repeat(1, 1, times), drive.repeat(1, 1, times), net.target.repeat(1, 1, times),
-        first.repeat(1, times),
-    )  # fmt: skip
+    # What the unperturbed V would have made of later steps is nothing to a member.
+    columns = {
+        "state_LNG": h.expand(length, N, 1),
+        "inner_LNG": first.expand(length, N, 1),
+        "drive_LNG": drive,
+        "target_LEG": net.target,
+    }
+    windows = Windows(**{name: x.repeat(1, 1, times) for name, x in columns.items()})
     sign = ActivitySigns(0, length, R, members).draw(1, torch.arange(times)).double()
     kick = torch.cat((torch.zeros_like(sign[:, :, :1]), sigma * sign), dim=2)
     error = member_errors(net.rollout, ActivityNoise(net.u, net.v, kick), windows, *net.decoder)
