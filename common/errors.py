@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+SIGPIPE = 13  # where `signal` has none, too
 RANK_0_SPEAKS_S = 10.0  # how long other ranks hold back their own message; ranks start seconds apart on a busy machine
 
 
@@ -54,12 +55,14 @@ def reason(error: Exception) -> str:
 def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Call main(None), which reads the command line, and leave with the exit code that it returns.
 
-    BadInput becomes one line on stderr and code 2, Fault one line and code 1, a signal that asks to stop 128 + its number (Ctrl-C: 130).
+    BadInput becomes one line on stderr and code 2, Fault one line and code 1, a signal that asks to stop 128 + its number (Ctrl-C: 130); so
+    does an output that nobody reads any more, silently.
     """
     name, main_rank = Path(sys.argv[0]).name, int(os.environ.get("RANK", 0)) == 0
     sys.stdout.reconfigure(errors="replace")  # a terminal without θ shows a question mark
     try:
         code = main(None)
+        sys.stdout.flush()
     except BadInput as error:
         if not main_rank:
             # The complaint should be seen once, from rank 0. torchrun ends all ranks as soon as one has left: give rank 0
@@ -75,6 +78,9 @@ def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:
         if main_rank:
             print(f"{name}: interrupted", file=sys.stderr)
         code = 128 + getattr(error, "signal", signal.SIGINT)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `… | head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + SIGPIPE
     sys.stdout.flush()
     sys.stderr.flush()
     if "TORCHELASTIC_RUN_ID" in os.environ:

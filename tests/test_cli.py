@@ -13,13 +13,15 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import flags, metrics, results, saved_bytes, snapshot
+from conftest import ROOT, flags, metrics, results, saved_bytes, snapshot
 
 from common import digits
 from common.dist import Workers
@@ -366,3 +368,15 @@ def test_exit_codes(error, code, capsys, monkeypatch):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with refused(tmp_path / "checkpoint.pt", "does not exist"):
         load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_an_output_that_nobody_reads_any_more_ends_a_command_in_silence():
+    """As `| head` does."""
+    program = "import sys; from common.errors import run_main; run_main(lambda words: print('line\\n' * 100_000) or 0)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 128 + 13

@@ -91,7 +91,7 @@ PRESETS = {
     "brief-both": {**LAPTOP, **BRIEF, **BOTH, "feedback_probes": 2048, "iterations": 4000, "learning_rate": 4e-3},
     # For GPUs; not run yet. Both factors.
     "h200": {
-        **LAPTOP, **BOTH, "feedback_probes": 2048, "iterations": 10_000, "batch_size": 512, "learning_rate": 4e-3,
+        **LAPTOP, **BOTH, "feedback_probes": 2048, "iterations": 4000, "batch_size": 1024, "learning_rate": 4e-3,
         "train_sequences": 1_000_000, "decoder_batch_size": 256, "decoder_memory": 30_000.0, "evaluate_every": 100,
     },
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
