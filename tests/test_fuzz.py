@@ -319,6 +319,8 @@ OWN = {
         (BPTT, "--roll-in 1 --trains all --decoder-learning-rate 1e30"),
         (READOUT, "--roll-in 1 --learning-rate 1e30"),
         (TRUNCATED, "--roll-in 1e-300 --dtype float64"),
+        (TRUNCATED, "--trains both --train-leak per-unit --feedback-probes 64 --learning-rate 1e30"),
+        (TRUNCATED, "--trains both --optimizer muon --u-scale 1e-300 --train-leak scalar --leak-rate 1e30"),
         (RANK, "--roll-in 1 --learning-rate 1e30 --trains both --train-leak per-unit"),
         (ES, "--horizon 100 --dtype float64"),
         (TRUNCATED, "--horizon 1 --digits 2"),

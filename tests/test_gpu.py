@@ -120,6 +120,7 @@ def smoke_run(folder: Path, slug: str, words: list[str], *launcher: str) -> dict
         ("moving-mnist-bptt-baseline", ["--core", "gru", "--batch-size", "150"]),
         ("reservoir-readout-only", []),
         ("truncated-es", ["--decoder", "ridge"]),
+        ("truncated-es", ["--trains", "both", "--feedback-probes", "64", "--train-leak", "per-unit"]),
         ("rank-space-es", ["--decoder", "ridge"]),
         ("rank-space-es", ["--decoder", "ridge", "--roll-in", "1"]),
         ("moving-mnist-bptt-baseline", ["--roll-in", "1", "--batch-size", "150"]),
