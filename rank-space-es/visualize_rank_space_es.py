@@ -46,6 +46,7 @@ METHODS = {  # (slug, preset): name, colour and dashes of its line
     (HERE.name, "laptop"): ("rank-space ES", VERMILION, ()),
     (HERE.name, "both"): ("rank-space ES with U by feedback", VERMILION, (4, 1.6)),
     ("truncated-es", "laptop"): ("truncated ES", PURPLE, ()),
+    ("truncated-es", "both"): ("truncated ES with U by feedback", PURPLE, (4, 1.6)),
     ("moving-mnist-es-reservoir", "laptop"): ("ES on whole sequences", SKY, ()),
     ("moving-mnist-es-reservoir", "long"): ("ES on whole sequences, long", SKY, (4, 1.6)),
     (BACKPROPAGATION, "laptop"): ("BPTT on U and V", BLUE, ()),
