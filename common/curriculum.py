@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import BadInput
+from common.errors import BadInput, reason
 from common.files import write_json
 from common.results import CURRICULUM, FIRST_RUNG, evenly, read_result, scores_in
 from common.run import RunFolder, load_checkpoint
@@ -118,7 +118,11 @@ class Log:
         """Write down that a rung is finished."""
         rung, folder = self.rungs[number], self.folder(number).path
         result = read_result(folder / "results.json")
-        curve = list(map(list, scores_in((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())))
+        metrics = folder / "metrics.jsonl"
+        try:
+            curve = list(map(list, scores_in(metrics.read_text(encoding="utf-8").splitlines())))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{metrics}: {reason(error)}") from None
         ended = "budget" if result["iterations"] >= rung.config.iterations else "plateau"
         kept = {key: result[key] for key in KEPT if key in result}
         line = {"name": rung.name, "folder": rung.folder, "ended": ended, **kept, "curve": evenly(curve, CURVE_POINTS)}

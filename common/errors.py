@@ -1,6 +1,7 @@
 """How a user's mistake reaches the user: one exception, a parser that raises it, and the exit codes of every script."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -52,6 +53,11 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())[:120]
 
 
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Call main(None), which reads the command line, and leave with the exit code that it returns.
 
@@ -68,21 +74,23 @@ def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:
             # The complaint should be seen once, from rank 0. torchrun ends all ranks as soon as one has left: give rank 0
             # time to speak first. Whoever is still there after that knows something that rank 0 does not.
             time.sleep(RANK_0_SPEAKS_S)
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _say(f"{name}: error: {' '.join(str(error).split())}")
         code = 2
     except Fault as error:  # every rank speaks: what rank 0 saw need not be the cause
         which = "" if "RANK" not in os.environ else f"rank {os.environ['RANK']}: "
-        print(f"{name}: {which}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _say(f"{name}: {which}{' '.join(str(error).split())}")
         code = 1
     except KeyboardInterrupt as error:
         if main_rank:
-            print(f"{name}: interrupted", file=sys.stderr)
+            _say(f"{name}: interrupted")
         code = 128 + getattr(error, "signal", signal.SIGINT)
     except BrokenPipeError:  # whoever read the output has seen enough, as `… | head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + SIGPIPE
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # nor shall the interpreter complain of it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # Everything is written and the group of ranks is taken down. What the interpreter would still take down are threads
         # of gloo and of torch, and now and then (two in some thirty starts of up to five ranks) that ended in an abort.

@@ -48,6 +48,7 @@ from common.rollout import Rollout
 from common.run import (
     SCHEMA,
     RunFolder,
+    added_to,
     bits_depend_on,
     environment,
     fingerprint_of,
@@ -333,7 +334,10 @@ class Training:
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.iteration, self.seconds, self.validation = state["iteration"], state["seconds"], state["validation"]
-        self.best, self.lowest = state["best"], state.get("lowest")
+        self.best = state["best"]
+        # Checkpoints from before it was kept: the best score, unless that is the start's.
+        of_best = {key: self.best[key] for key in ("iteration", "validation")} if self.best else {"iteration": 0}
+        self.lowest = state.get("lowest", of_best if of_best["iteration"] else None)
         self.failed_in_a_row = state["failed_in_a_row"]
         self.begun_with, self.mixed = state["begun_with"], state["mixed"]
         self.begun_from = state["begun_from"]
@@ -488,10 +492,12 @@ def _run(
         "problem_id": problem.id,
     }
     if options.evaluate:
-        folder = RunFolder(options.run_dir, identity)
+        folder = RunFolder(options.run_dir, identity, added=added_to(config))
         state = workers.from_main(folder.load)
     else:
-        folder, state = RunFolder.open(options.run_dir, identity, options.resume, options.overwrite, workers, within)
+        folder, state = RunFolder.open(
+            options.run_dir, identity, options.resume, options.overwrite, workers, within, added_to(config)
+        )
     if state is None and start is None and config.start_from:  # a restart before anything was saved
         start = workers.from_main(lambda: load_start(config))
     # Said after the last refusal of bad input, which is one line and nothing else.

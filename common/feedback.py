@@ -12,7 +12,7 @@ is read backwards.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +47,13 @@ def has_feedback(config: FeedbackSettings) -> bool:
     return config.trains == "both" or config.train_leak != "no"
 
 
-def require_feedback(config: FeedbackSettings) -> None:
-    """Raises BadInput where settings of it do not go together."""
-    if config.trains == "v" and config.u_rate_ratio != FeedbackSettings.u_rate_ratio:
+def require_feedback(config: FeedbackSettings, words: Sequence[str]) -> None:
+    """Raises BadInput where settings of it do not go together. words: of the command line; what a preset says of U is no matter where U does not
+    learn."""
+    typed = {word.partition("=")[0] for word in words}
+    if config.trains == "v" and "--u-rate-ratio" in typed:
         raise BadInput("--u-rate-ratio is about U, which --trains v does not train")
-    if config.feedback_probes and not has_feedback(config):
+    if config.feedback_probes and not has_feedback(config) and "--feedback-probes" in typed:
         raise BadInput("--feedback-probes needs something that learns by feedback: --trains both, or --train-leak")
     if config.feedback_probes > full_set(config.hidden_size):
         raise BadInput(

@@ -41,15 +41,6 @@ from common.files import check_folder, copy_atomically, finite_or_none, flush_to
 from common.results import CURRICULUM, FIRST_RUNG
 
 SCHEMA = 1
-# Settings that came after there were runs, with the value that all runs before them had.
-ADDED = {
-    "roll_in": 0.0,
-    "trains": "v",
-    "u_rate_ratio": 0.3,
-    "feedback_probes": 0,
-    "train_leak": "no",
-    "leak_rate": 1e-2,
-}
 DTYPES = ("float32", "float64", "float16")
 GPU_MEMORY_FOR_H200_PRESET = 40e9  # bytes
 
@@ -125,6 +116,8 @@ def _is_allowed(value, kind: type, metadata) -> bool:
 class RunSettings:
     """The part of every experiment's Config that says where and how it runs."""
 
+    ADDED: typing.ClassVar[tuple[str, ...]] = ("roll_in",)  # settings that came after there were runs, see `added_to`
+
     seed: int = setting(0, "of everything that a run draws: minibatches, noise, start", least=0, most=2**63 - 1)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     dtype: str = setting("float32", "of the rollouts; float16 on CUDA only", choices=DTYPES)
@@ -140,7 +133,9 @@ class RunSettings:
     checkpoint_every: int = setting(50, "iterations between checkpoints", least=1, changes_result=False)
     evaluate_every: int = setting(10, "iterations between scores on the validation set", least=1)
     patience: int = setting(
-        0, "stop after so many scores in a row without a better one, and keep the best parameters; 0: never", least=0
+        0,
+        "stop after so many scores in a row that are no better than the best since the first iteration; 0: never",
+        least=0,
     )
     roll_in: float = setting(
         0.0,
@@ -233,6 +228,11 @@ def identity_of(config) -> dict:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["changes_result"]}
 
 
+def added_to(config) -> dict:
+    """Settings that came after there were runs of an experiment, with the value that all runs before them had: the default."""
+    return {name: getattr(type(config), name) for name in config.ADDED}
+
+
 def _without_none(kind) -> type:
     """str of "str | None": a flag that may be left out altogether."""
     if isinstance(kind, types.UnionType):
@@ -246,7 +246,7 @@ def saved_config(path: Path, config):
     Raises BadInput if there is no readable config.json.
     """
     try:
-        saved = {**ADDED, **json.loads((path / "config.json").read_text())}
+        saved = {**added_to(config), **json.loads((path / "config.json").read_text())}
         hints = typing.get_type_hints(type(config))
         for field in dataclasses.fields(config):
             kind = _without_none(hints[field.name])
@@ -276,9 +276,10 @@ class RunFolder:
     LOCK = ".lock"  # never deleted: who waits for a lock on a deleted file waits for nothing
     FILES = ("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "results.json", "figures.npz")
 
-    def __init__(self, path: Path, identity: dict, within: "RunFolder | None" = None):
-        """within: the folder of the curriculum that this run is a rung of, which is locked with it."""
-        self.path, self.identity, self.within = path, finite_or_none(identity), within
+    def __init__(self, path: Path, identity: dict, within: "RunFolder | None" = None, added: dict | None = None):
+        """within: the folder of the curriculum that this run is a rung of, which is locked with it. added: settings that a configuration from
+        before there were such may lack, with their values then."""
+        self.path, self.identity, self.within, self.added = path, finite_or_none(identity), within, added or {}
         self.checkpoint, self.previous = path / "checkpoint.pt", path / "checkpoint.previous.pt"
         self.metrics = path / "metrics.jsonl"
         self._fresh, self._overwrite, self._lock_file = True, False, None
@@ -293,6 +294,7 @@ class RunFolder:
         overwrite: bool,
         workers: Workers,
         within: "RunFolder | None" = None,
+        added: dict | None = None,
     ):
         """(folder, checkpoint or None), the same on every rank. Nothing is written or deleted yet: that is for `begin`.
 
@@ -301,7 +303,7 @@ class RunFolder:
         another configuration, where the folder cannot be written or another process is writing it, and where ranks disagree
         on the identity.
         """
-        folder = cls(path, identity, within)
+        folder = cls(path, identity, within, added)
         folder._overwrite = overwrite
         # torchrun starts ranks again after a fault: then the run goes on by itself, or starts where nothing was saved.
         # Of several nodes not all need to have counted it.
@@ -450,8 +452,7 @@ class RunFolder:
     def load(self) -> dict:
         """The newest good checkpoint. A damaged one is named on stderr and the one before it is used."""
         saved = self._configuration()
-        added = {name: value for name, value in ADDED.items() if name in self.identity and name not in saved}
-        self._require_same({**saved, **added}, self.identity)
+        self._require_same({**self.added, **saved}, self.identity)
         complaints = []
         for path in (self.checkpoint, self.previous):
             if not path.exists():

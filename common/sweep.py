@@ -199,6 +199,10 @@ def result_of(run: Run) -> dict | None:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         changed = changed_settings(result["config"], run.config)
+        asked = {word[2:].partition("=")[0].replace("-", "_") for word in run.words if word.startswith("--")}
+        changed += sorted(
+            asked & run.config.keys() - result["config"].keys()
+        )  # a run from before there was such a setting
         if result["seed"] != run.config["seed"]:
             changed.append("seed")
     except FileNotFoundError:

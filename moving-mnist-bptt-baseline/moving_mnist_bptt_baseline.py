@@ -115,7 +115,7 @@ PRESETS = {
     "fifty-frames-v": {**LAPTOP, **MUON, **FIFTY_FRAMES, "iterations": 1000, "trains": "v"},
     "hundred-frames": {**LAPTOP, **MUON, **HUNDRED_FRAMES, "iterations": 600},
     "hundred-frames-v": {**LAPTOP, **MUON, **HUNDRED_FRAMES, "iterations": 600, "trains": "v"},
-    # Small enough to climb the whole schedule: --curriculum. A rung ends where five scores have brought nothing better.
+    # Small enough to climb the whole schedule: --curriculum. A rung ends at a plateau of five scores.
     "curriculum": {
         **MUON, **CURRICULUM, "rank": 8, "iterations": 400, "batch_size": 32, "rate_warmup": 20, "evaluate_every": 20, "patience": 5,
     },

@@ -131,7 +131,7 @@ PRESETS = {
     # The leak learns as well: one α, or one of each unit.
     "scalar-leak": {**LAPTOP, "train_leak": "scalar"},
     "unit-leaks": {**LAPTOP, "train_leak": "per-unit"},
-    # Small enough to climb the whole schedule: --curriculum. A rung ends where five scores have brought nothing better.
+    # Small enough to climb the whole schedule: --curriculum. A rung ends at a plateau of five scores.
     "curriculum": {**LAPTOP, **CURRICULUM, "rank": 8, "iterations": 150, "population_pairs": 128, "evaluate_every": 10, "patience": 5},
     # The second problem, its α chosen outside the brief's range, on the laptop's budget.
     "free-leak": dict(**LAPTOP, **FREE_LEAK),

@@ -127,7 +127,7 @@ PRESETS = {
     "two-digits": {**LAPTOP, **TWO_DIGITS},
     "fifty-frames": {**LAPTOP, **FIFTY_FRAMES, "iterations": 240},
     "hundred-frames": {**LAPTOP, **HUNDRED_FRAMES, "iterations": 240, "batch_size": 16, "evaluate_every": 40},
-    # Small enough to climb the whole schedule: --curriculum. A rung ends where five scores have brought nothing better.
+    # Small enough to climb the whole schedule: --curriculum. A rung ends at a plateau of five scores.
     "curriculum": {
         **LAPTOP, **BOTH, **CURRICULUM, "rank": 8, "probes": 8, "iterations": 150, "batch_size": 16, "evaluate_every": 10, "patience": 5,
     },
@@ -145,7 +145,7 @@ def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     require_windows(config)
-    require_feedback(config)
+    require_feedback(config, options.words)
     dimensions = config.window * config.rank
     if dimensions == 1 and config.noise == "orthogonal":
         raise BadInput("--noise orthogonal needs more than one dimension (--window times --rank): choose independent")

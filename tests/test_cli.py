@@ -370,13 +370,25 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
-def test_an_output_that_nobody_reads_any_more_ends_a_command_in_silence():
-    """As `| head` does."""
-    program = "import sys; from common.errors import run_main; run_main(lambda words: print('line\\n' * 100_000) or 0)"
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [("lambda words: print('line\\n' * 100_000) or 0", 128 + 13), ("lambda words: print('line') or fail()", 1)],
+    ids=["in the middle", "with a last line in the buffer"],
+)
+def test_an_output_that_nobody_reads_any_more_ends_a_command_in_silence(main, code, merged):
+    """As `| head` does, and `2>&1 | head`."""
+    program = f"""
+from common.errors import Fault, run_main
+def fail(): raise Fault("a fault")
+run_main({main})
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        process.stdout.readline()
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+    ) as process:  # fmt: skip
         process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(60) == 128 + 13
+        said = b"" if merged else process.stderr.read()
+        assert said == (b"-c: a fault\n" if code == 1 and not merged else b"")
+        assert process.wait(60) == code

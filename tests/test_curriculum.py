@@ -375,7 +375,7 @@ stub.Training.iterate = dies
     [
         ("moving-mnist-bptt-baseline", ["--batch-size=9"], 8),
         pytest.param("moving-mnist-es-reservoir", ["--population-pairs=4"], 8, marks=pytest.mark.slow),
-        pytest.param("truncated-es", ["--window=2"], 6, marks=pytest.mark.slow),
+        pytest.param("truncated-es", ["--window=2"], 8, marks=pytest.mark.slow),
         ("reservoir-readout-only", [], 5),
     ],
 )

@@ -1,10 +1,15 @@
 """What learns by feedback beside V, in both experiments that have it: against autograd in which a state before a step is a constant."""
 
 import functools
+import json
+import signal
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_run, experiment_at, flags_of
+from conftest import ROOT, assert_same_run, experiment_at, flags_of, results
+
+from common.errors import BadInput
+from common.run import fingerprint_of, load_checkpoint, pack_checkpoint
 
 # 21 sequences in tiles of 6, the last half padding.
 COMMON = {
@@ -42,8 +47,9 @@ flags = functools.partial(flags_of, COMMON)
 def test_feedback_is_the_gradient_of_the_next_prediction(build, window, feedback_probes, train_leak):
     """Of U and α; with Wout read backwards and with all there is to probe. However long V's windows are, the state before a step is a
     constant, and the loss the mean over the predictions of all windows that count."""
+    raw = {"fitness_shaping": "raw"} if feedback_probes else {}
     training = build(
-        trains="both", window=window, dtype="float64", feedback_probes=feedback_probes, train_leak=train_leak
+        trains="both", window=window, dtype="float64", feedback_probes=feedback_probes, train_leak=train_leak, **raw
     )
     training.leak.step(torch.randn(training.leak.alpha_X1.shape, generator=torch.Generator().manual_seed(2)), 0.5)
     decoder = training.decoder.frozen_copy()
@@ -105,6 +111,65 @@ def test_the_leak_alone_may_learn_beside_v(build):
     metrics = training.iterate()
     assert abs(float(torch.logit(training.leak.alpha_X1))) == pytest.approx(0.1, rel=1e-3)
     assert metrics["leak_mean"] == float(training.leak.alpha_X1) and "u_norm" not in metrics
+
+
+def test_a_preset_that_trains_both_may_be_told_to_train_v_alone(experiment):
+    """What it says of U is no matter then; what the user says of it is."""
+    config, _ = experiment.parse_arguments(["--preset", "both", "--trains", "v"])
+    assert config.trains == "v"
+    for flag in ("--u-rate-ratio", "--feedback-probes"):
+        with pytest.raises(BadInput, match=flag):
+            experiment.parse_arguments(["--preset", "both", "--trains", "v", f"{flag}=1"])
+
+
+def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch):
+    changes = {
+        "trains": "both",
+        "feedback_probes": 16,
+        "train_leak": "scalar",
+        "optimizer": "muon",
+        "patience": 9,
+        **OWN[experiment.__name__],
+    }
+    whole = run("whole", **changes)
+    iterate = experiment.Training.iterate
+
+    def interrupt_the_third(training):
+        line = iterate(training)
+        if training.iteration == 3:
+            signal.raise_signal(signal.SIGINT)
+        return line
+
+    monkeypatch.setattr(experiment.Training, "iterate", interrupt_the_third)
+    assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / "stopped")]) == 130
+    monkeypatch.undo()
+    lowest = [
+        load_checkpoint(run("stopped", "--resume", **changes) / "checkpoint.pt")["lowest"],
+        load_checkpoint(whole / "checkpoint.pt")["lowest"],
+    ]
+    assert_same_run(tmp_path / "stopped", whole)
+    assert lowest[0] == lowest[1] and lowest[0]["iteration"] > 0
+
+
+def test_a_run_from_before_there_was_feedback_goes_on(experiment, run, tmp_path):
+    """Of truncated ES; rank-space ES had it from the beginning."""
+    if experiment.__name__ != "truncated_es":
+        assert "trains" not in experiment.Config.ADDED
+        return
+    own = OWN[experiment.__name__]
+    folder = run("old", **own)
+    before = results(folder)["theta_sha256"]
+    config = json.loads((folder / "config.json").read_text())
+    later = ("trains", "u_rate_ratio", "feedback_probes", "train_leak", "leak_rate", "roll_in")
+    old = {name: value for name, value in config.items() if name not in later}
+    assert len(old) == len(config) - len(later)
+    (folder / "config.json").write_text(json.dumps(old))
+    state = load_checkpoint(folder / "checkpoint.pt")
+    content = pack_checkpoint({**state, "identity": fingerprint_of(old)})
+    (folder / "checkpoint.pt").write_bytes(content)
+    assert results(run("old", "--resume", **own))["theta_sha256"] == before
+    with pytest.raises(BadInput, match="trains is 'v' there"):
+        experiment.main([*flags(trains="both", **own), "--run-dir", str(folder), "--resume"])
 
 
 @pytest.mark.parametrize("ranks", [3])

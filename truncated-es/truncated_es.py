@@ -6,14 +6,16 @@
     L       = mean over t = 1 … T, sequences and dimensions of (ẑ_{t+1} − z_{t+1})²
 
 Frozen: the CNN, W0 (sparse), Win, b, and U ~ N(0, u²/N) as it is drawn. Trained by evolution strategies, with forward passes
-only: V (N, r), from 0. Trained by ordinary supervision on the unperturbed V: Wout, bout. One iteration:
+only: V (N, r), from 0. Trained by ordinary supervision on the unperturbed V: Wout, bout; at --trains both (presets both, brief-both, h200) U as well, and at
+--train-leak α, along the gradient of the next prediction's error alone, for which forward passes probe the readout or Wout is read
+backwards (common/feedback.py). One iteration:
 
     1. the unperturbed V runs through a few sequences, each cut into windows of --window steps
     2. in each window --members members start from the state there, with different noise on V: V + σ c dᵀ, c and d of ±1; each
        returns one number, its loss in the window
     3. loss less the mean of its window's members, in standard deviations → weight w; ĝ = Σ over windows of P Σ_m w_m c_m d_mᵀ / σ, where
        P projects on the states of the window, for of the rest of c_m its losses know nothing
-    4. Adam steps V along ĝ; meanwhile the decoder has learned (--decoder)
+    4. Adam steps V along ĝ (where U learns as well, Muon both factors); meanwhile the decoder has learned (--decoder)
 
 With --window as long as a sequence it is evolution strategies on whole sequences, each loss held against its group's mean.
 
@@ -35,6 +37,7 @@ from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, require_feedback
 from common.laws import grouped_cosine, rank_one_dimensions
+from common.leak import LeakSettings
 from common.problem import FREE_LEAK, Problem, ProblemSettings
 from common.roll_in import extra_passes
 from common.rollout import Rollout
@@ -57,6 +60,8 @@ MOST_COLUMNS = 2**16  # of a sequence's windows and members
 @dataclass(frozen=True)
 class Config(ProblemSettings, TruncatedSettings, FeedbackSettings, RunSettings):
     """Problem, decoder, V's training and run folder come from common; what is listed here is this experiment's own."""
+
+    ADDED = (*RunSettings.ADDED, *FeedbackSettings.__annotations__, *LeakSettings.__annotations__)
 
     window: int = setting(4, "L, steps that a member runs; must divide --sequence-length", least=1, most=10**6)
     members: int = setting(16, "M, members of a group: noise vectors in each window", least=2, most=1024)
@@ -103,7 +108,7 @@ def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     require_windows(config)
-    require_feedback(config)
+    require_feedback(config, options.words)
     columns = config.members * config.sequence_length // config.window
     if columns > MOST_COLUMNS:
         raise BadInput(
