@@ -24,6 +24,7 @@ Without a GPU: about two minutes at the default size. On a CPU the numbers do no
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -74,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=HERE / "measurements" / "memory_by_length.json", help="file to write"
     )
     arguments = parser.parse_args(argv)
-    most = {name: field.metadata["most"] for name, field in Config.__dataclass_fields__.items()}
+    most = {field.name: field.metadata["most"] for field in dataclasses.fields(Config)}
     if not all(1 <= length <= most["sequence_length"] for length in arguments.lengths):
         raise BadInput(f"--lengths must be whole numbers from 1 to {most['sequence_length']}")
     for flag, least in (("hidden_size", 2), ("in_degree", 1), ("rank", 1), ("batch_size", 1)):

@@ -37,7 +37,6 @@ from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
 from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, require_feedback
 from common.laws import grouped_cosine, rank_one_dimensions
-from common.leak import LeakSettings
 from common.problem import FREE_LEAK, Problem, ProblemSettings
 from common.roll_in import extra_passes
 from common.rollout import Rollout
@@ -61,7 +60,7 @@ MOST_COLUMNS = 2**16  # of a sequence's windows and members
 class Config(ProblemSettings, TruncatedSettings, FeedbackSettings, RunSettings):
     """Problem, decoder, V's training and run folder come from common; what is listed here is this experiment's own."""
 
-    ADDED = (*RunSettings.ADDED, *FeedbackSettings.__annotations__, *LeakSettings.__annotations__)
+    ADDED = (*RunSettings.ADDED, "trains", "u_rate_ratio", "feedback_probes", "train_leak", "leak_rate")
 
     window: int = setting(4, "L, steps that a member runs; must divide --sequence-length", least=1, most=10**6)
     members: int = setting(16, "M, members of a group: noise vectors in each window", least=2, most=1024)
