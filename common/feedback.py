@@ -11,6 +11,7 @@ with B = Wout it is the gradient of the next prediction's error alone: nothing g
 is read backwards.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,14 +48,18 @@ def has_feedback(config: FeedbackSettings) -> bool:
     return config.trains == "both" or config.train_leak != "no"
 
 
-def require_feedback(config: FeedbackSettings, words: Sequence[str]) -> None:
-    """Raises BadInput where settings of it do not go together. words: of the command line; what a preset says of U is no matter where U does not
-    learn."""
+def settled(config: FeedbackSettings, words: Sequence[str]) -> FeedbackSettings:
+    """The configuration without what a preset says of feedback where nothing learns by it. Raises BadInput where the user says so (words: of the
+    command line), or where settings do not go together."""
     typed = {word.partition("=")[0] for word in words}
-    if config.trains == "v" and "--u-rate-ratio" in typed:
-        raise BadInput("--u-rate-ratio is about U, which --trains v does not train")
-    if config.feedback_probes and not has_feedback(config) and "--feedback-probes" in typed:
-        raise BadInput("--feedback-probes needs something that learns by feedback: --trains both, or --train-leak")
+    if config.trains == "v" and config.u_rate_ratio != FeedbackSettings.u_rate_ratio:
+        if "--u-rate-ratio" in typed:
+            raise BadInput("--u-rate-ratio is about U, which --trains v does not train")
+        config = dataclasses.replace(config, u_rate_ratio=FeedbackSettings.u_rate_ratio)
+    if config.feedback_probes and not has_feedback(config):
+        if "--feedback-probes" in typed:
+            raise BadInput("--feedback-probes needs something that learns by feedback: --trains both, or --train-leak")
+        config = dataclasses.replace(config, feedback_probes=0)
     if config.feedback_probes > full_set(config.hidden_size):
         raise BadInput(
             f"--feedback-probes {config.feedback_probes:,} are more than there are orthogonal ones in {config.hidden_size:,} dimensions "
@@ -64,6 +69,7 @@ def require_feedback(config: FeedbackSettings, words: Sequence[str]) -> None:
         raise BadInput(
             f"--feedback-probes {config.feedback_probes:,} of {config.hidden_size:,} units (--hidden-size) are more than {MOST_NUMBERS:,} numbers"
         )
+    return config
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ from common.decoder import make_decoder
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
-from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, require_feedback
+from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, settled
 from common.laws import inflated_cosine
 from common.problem import CURRICULUM, FIFTY_FRAMES, FREE_LEAK, HUNDRED_FRAMES, TWO_DIGITS, Problem, ProblemSettings
 from common.roll_in import extra_passes
@@ -145,7 +145,7 @@ def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     require_windows(config)
-    require_feedback(config, options.words)
+    config = settled(config, options.words)
     dimensions = config.window * config.rank
     if dimensions == 1 and config.noise == "orthogonal":
         raise BadInput("--noise orthogonal needs more than one dimension (--window times --rank): choose independent")

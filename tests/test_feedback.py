@@ -116,7 +116,7 @@ def test_the_leak_alone_may_learn_beside_v(build):
 def test_a_preset_that_trains_both_may_be_told_to_train_v_alone(experiment):
     """What it says of U is no matter then; what the user says of it is."""
     config, _ = experiment.parse_arguments(["--preset", "both", "--trains", "v"])
-    assert config.trains == "v"
+    assert (config.trains, config.u_rate_ratio, config.feedback_probes) == ("v", type(config).u_rate_ratio, 0)
     for flag in ("--u-rate-ratio", "--feedback-probes"):
         with pytest.raises(BadInput, match=flag):
             experiment.parse_arguments(["--preset", "both", "--trains", "v", f"{flag}=1"])

@@ -35,7 +35,7 @@ from common.decoder import make_decoder
 from common.dist import Workers
 from common.encoder import EMBEDDING
 from common.errors import BadInput, run_main
-from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, require_feedback
+from common.feedback import FeedbackSettings, FeedbackTraining, add_feedback, settled
 from common.laws import grouped_cosine, rank_one_dimensions
 from common.problem import FREE_LEAK, Problem, ProblemSettings
 from common.roll_in import extra_passes
@@ -107,7 +107,7 @@ def parse_arguments(argv: list[str] | None):
     """Command line → (Config, options). Raises BadInput; common/run.py has the options that every experiment has."""
     config, options = experiment.parse(Config, PRESETS, argv, __doc__)
     require_windows(config)
-    require_feedback(config, options.words)
+    config = settled(config, options.words)
     columns = config.members * config.sequence_length // config.window
     if columns > MOST_COLUMNS:
         raise BadInput(
