@@ -91,6 +91,24 @@ def run(experiment, request, tmp_path):
 
 
 @pytest.fixture
+def stop_after(experiment, monkeypatch):
+    """stop_after(iteration): Ctrl-C comes as soon as a run has done it, until `monkeypatch.undo()`."""
+
+    def call(number):
+        iterate = experiment.Training.iterate
+
+        def interrupt(training):
+            line = iterate(training)
+            if training.iteration == number:
+                signal.raise_signal(signal.SIGINT)
+            return line
+
+        monkeypatch.setattr(experiment.Training, "iterate", interrupt)
+
+    return call
+
+
+@pytest.fixture
 def training_of(experiment, request):
     """training_of(**changes) → a Training, prepared, before its first iteration."""
     with Workers(torch.device("cpu")) as workers:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import signal
 
 import pytest
 import torch
@@ -156,17 +155,9 @@ def test_without_noise_a_member_of_the_population_has_the_loss_of_the_forward_pa
 @pytest.mark.parametrize(
     "changes", [{}, {"trains": "v"}, {"trains": "all"}, {"train_leak": "per-unit"}, {"core": "gru"}], ids=str
 )
-def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch, changes):
+def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch, stop_after, changes):
     whole = run("whole", **changes)
-    iterate = experiment.Training.iterate
-
-    def interrupt_the_third(training):
-        line = iterate(training)
-        if training.iteration == 3:
-            signal.raise_signal(signal.SIGINT)
-        return line
-
-    monkeypatch.setattr(experiment.Training, "iterate", interrupt_the_third)
+    stop_after(3)
     assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / "stopped")]) == 130
     monkeypatch.undo()
     assert_same_run(run("stopped", "--resume", **changes), whole)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import signal
 
 import pytest
 import torch
@@ -122,7 +121,7 @@ def test_a_preset_that_trains_both_may_be_told_to_train_v_alone(experiment):
             experiment.parse_arguments(["--preset", "both", "--trains", "v", f"{flag}=1"])
 
 
-def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch, stop_after):
     changes = {
         "trains": "both",
         "feedback_probes": 16,
@@ -132,15 +131,7 @@ def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_p
         **OWN[experiment.__name__],
     }
     whole = run("whole", **changes)
-    iterate = experiment.Training.iterate
-
-    def interrupt_the_third(training):
-        line = iterate(training)
-        if training.iteration == 3:
-            signal.raise_signal(signal.SIGINT)
-        return line
-
-    monkeypatch.setattr(experiment.Training, "iterate", interrupt_the_third)
+    stop_after(3)
     assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / "stopped")]) == 130
     monkeypatch.undo()
     lowest = [

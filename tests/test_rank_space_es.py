@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import signal
 
 import pytest
 import torch
@@ -173,18 +172,10 @@ def test_muon_turns_all_columns_at_once(training_of):
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_in_the_bits_of_a_whole_one(experiment, run, tmp_path, monkeypatch, stop_after):
     changes = {"decoder": "ridge", "decoder_refit": 2, "train_leak": "per-unit", "window": 1, "probes": 2}
     whole = run("whole", **changes)
-    iterate = experiment.Training.iterate
-
-    def interrupt_the_third(training):
-        line = iterate(training)
-        if training.iteration == 3:
-            signal.raise_signal(signal.SIGINT)
-        return line
-
-    monkeypatch.setattr(experiment.Training, "iterate", interrupt_the_third)
+    stop_after(3)
     assert experiment.main([*flags(**changes), "--run-dir", str(tmp_path / "stopped")]) == 130
     monkeypatch.undo()
     assert_same_run(run("stopped", "--resume", **changes), whole)
